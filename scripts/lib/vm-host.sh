@@ -1,0 +1,278 @@
+# shellcheck shell=bash
+# The host's side of scripts/vm: the programs it needs, the file server, QEMU, and the end of all of them.
+
+vm_dir='' vm_pids=()
+
+# install_packages PACKAGE...
+install_packages() {
+    local root=()
+    [[ $(id -u) == 0 ]] || root=(sudo)
+    say "installing with apt: $*"
+    local install=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=600
+        --no-install-recommends install "$@")
+    "${install[@]}" >/dev/null 2>&1 && return
+    "${root[@]}" apt-get -qq update >&2 || true
+    "${install[@]}" >&2 || die "cannot install $*: install them, then try again"
+}
+
+# need_programs PROGRAM:PACKAGE...
+need_programs() {
+    local pair packages=()
+    for pair in "$@"; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
+    done
+    ((${#packages[@]} == 0)) || install_packages "${packages[@]}"
+}
+
+find_virtiofsd() {
+    local file
+    for file in /usr/libexec/virtiofsd /usr/lib/qemu/virtiofsd; do
+        if [[ -x $file ]]; then
+            echo "$file"
+            return
+        fi
+    done
+    return 1
+}
+
+need_machine() {
+    [[ $(uname -m) == x86_64 ]] || die "the test machine is x86-64 only, this is $(uname -m)"
+    need_programs qemu-system-x86_64:qemu-system-x86 setpriv:util-linux modprobe:kmod ip:iproute2
+    find_virtiofsd >/dev/null && return
+    # Part of QEMU in Debian 12, a package of its own from 13.
+    if apt-cache show virtiofsd >/dev/null 2>&1; then
+        install_packages virtiofsd
+    else
+        install_packages qemu-system-common
+    fi
+    find_virtiofsd >/dev/null || die "no virtiofsd, which serves this machine's files to the guest: install package virtiofsd"
+}
+
+# The file server has to read every file of this machine as the guest's root would, hence root here too.
+become_root() {
+    [[ $(id -u) != 0 ]] || return 0
+    command -v sudo >/dev/null || die "the guest shares this machine's root file system, which needs root: use root, or install sudo"
+    local passed=("FARPOINT_CACHE=${FARPOINT_CACHE:-$HOME/.cache/farpoint}") name
+    for name in $(passed_names); do passed+=("$name=${!name}"); done
+    exec sudo -- env "${passed[@]}" "$vm_scripts/vm" "$@"
+}
+
+passed_names() {
+    local name
+    for name in PATH HOME USER LANG LC_ALL TERM CI "${!FARPOINT_@}" "${!RUST@}" "${!CARGO@}" "${env_names[@]}"; do
+        [[ ! -v $name ]] || echo "$name"
+    done | sort -u
+}
+
+# The tree around a directory, so that results written anywhere in a checkout are kept.
+tree_of() { git -C "$1" -c safe.directory='*' rev-parse --show-toplevel 2>/dev/null || (cd "$1" && pwd -P); }
+
+shared_directories() {
+    local dir
+    for dir in "$(tree_of "$vm_scripts")" "$(tree_of "$PWD")" "$PWD" "${shares[@]}" ${CARGO_TARGET_DIR:+"$CARGO_TARGET_DIR"}; do
+        dir=$(realpath -e "$dir" 2>/dev/null) || die "cannot share $dir: no such directory"
+        [[ $dir == / || ! -d $dir ]] || echo "$dir"
+    done | sort -u
+}
+
+# Files there would not exist in the guest, which is better said than found out.
+warn_hidden() {
+    local word dir
+    for word in "${command[@]}"; do
+        [[ $word == /tmp/* || $word == /run/* ]] && [[ -e $word ]] || continue
+        for dir in "${vm_shares[@]}"; do [[ $word != "$dir"/* && $word != "$dir" ]] || continue 2; done
+        say "$word is not seen in the guest, whose /tmp and /run are empty; --share its directory"
+    done
+}
+
+# Read by the guest's first process.
+write_command() {
+    local name
+    local vm_cwd=$PWD vm_kernel=$1 vm_timeout=$timeout vm_one_stream='' vm_shares vm_env=() vm_command=("${command[@]}")
+    local vm_modules=(ublk_drv loop dm-mod configfs "${modules[@]}")
+    ((${#disks[@]} == 0)) || vm_modules+=(virtio_blk)
+    mapfile -t vm_shares < <(shared_directories)
+    for name in $(passed_names); do vm_env+=("$name=${!name}"); done
+    # Two streams that are one here stay one, so that their lines keep their order.
+    [[ ! /proc/self/fd/1 -ef /proc/self/fd/2 ]] || vm_one_stream=yes
+    warn_hidden
+    declare -p vm_cwd vm_kernel vm_timeout vm_one_stream vm_shares vm_env vm_command vm_modules | sed 's/^declare -[-a]* //' \
+        >"$vm_dir/command"
+}
+
+# start PROGRAM...: in the background, to die with this script however it ends.
+start() {
+    setpriv --pdeathsig KILL "$@" &
+    vm_pids+=($!)
+}
+
+# The root is served from another mount point, in a mount namespace of its own, because the sandbox of virtiofsd cannot
+# pivot from / to /.
+start_file_server() {
+    local options=(-o "source=$vm_dir/root" -o cache=auto)
+    ! "$1" --help 2>&1 | grep -q -e --shared-dir || options=(--shared-dir "$vm_dir/root" --cache auto)
+    # shellcheck disable=SC2016
+    start unshare --mount sh -c 'mount --rbind / "$1" && shift && exec "$@"' sh "$vm_dir/root" \
+        "$1" --socket-path="$vm_dir/files" "${options[@]}" >"$vm_dir/files.log" 2>&1 </dev/null
+    local tries=500
+    until [[ -S $vm_dir/files ]]; do
+        ((tries-- > 0)) && kill -0 "${vm_pids[-1]}" 2>/dev/null || fail_start "virtiofsd did not start" "$vm_dir/files.log"
+        sleep 0.02
+    done
+}
+
+# Only the two hardware modules count: others offer a /dev/kvm that does not run this guest.
+kvm_works() { [[ -d /sys/module/kvm_intel || -d /sys/module/kvm_amd ]] && [[ -r /dev/kvm && -w /dev/kvm ]]; }
+
+qemu_major() { qemu-system-x86_64 --version | sed -n 's/.* version \([0-9]*\).*/\1/p'; }
+
+accelerator() {
+    if kvm_works; then
+        printf '%s\n' -accel kvm -cpu host
+    elif (($(qemu_major) < 8)); then
+        # QEMU 7.2 leaves garbage in the flags after cmpxchg16b: an interrupt then is a double fault, once in a few boots.
+        printf '%s\n' -accel tcg,thread=multi -cpu "${VMCPU:-max,-cx16,-erms,-fsrm,-smap,-la57}"
+    else
+        printf '%s\n' -accel tcg,thread=multi -cpu max
+    fi
+}
+
+kernel_arguments() {
+    local level=5
+    [[ -z $console ]] || level=7
+    echo "console=ttyS0 loglevel=$level root=root rootfstype=virtiofs rw init=$vm_dir/init vm_dir=$vm_dir panic=-1 oops=panic" \
+        "nokaslr rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60 $append"
+    kvm_works || echo mitigations=off
+}
+
+qemu_drives() {
+    local disk file options i=0
+    for disk in "${disks[@]}"; do
+        file=${disk%%,*} options=''
+        [[ $disk != *,* ]] || options=,${disk#*,}
+        [[ -r $file ]] || die "no disk file $file"
+        [[ $options == *,format=* ]] || options+=,format=raw
+        printf '%s\n' -drive "file=$file,if=none,id=disk$i$options" -device "virtio-blk-pci,drive=disk$i,serial=disk$i"
+        i=$((i + 1))
+    done
+}
+
+start_qemu() {
+    local options drives
+    mapfile -t options < <(accelerator)
+    drives=$(qemu_drives) || exit 125
+    [[ -z $drives ]] || mapfile -t -O "${#options[@]}" options <<<"$drives"
+    options+=(
+        -M q35,memory-backend=memory -m "$memory" -smp "${cpus:-$(default_cpus)}"
+        -object "memory-backend-memfd,id=memory,share=on,size=${memory}M"
+        -nodefaults -no-user-config -display none -no-reboot
+        -chardev "socket,id=files,path=$vm_dir/files" -device vhost-user-fs-pci,queue-size=1024,chardev=files,tag=root
+        -device virtio-serial-pci
+        -chardev "pipe,id=out,path=$vm_dir/out" -device virtserialport,nr=1,chardev=out,name=out
+        -chardev "pipe,id=err,path=$vm_dir/err" -device virtserialport,nr=2,chardev=err,name=err
+        -serial "file:${console:-$vm_dir/console}"
+        -kernel "$1/vmlinux" -append "$(kernel_arguments | tr '\n' ' ')"
+    )
+    start qemu-system-x86_64 "${options[@]}" </dev/null >"$vm_dir/qemu.log" 2>&1
+}
+
+default_cpus() {
+    local n
+    n=$(nproc)
+    echo $((n < 4 ? n : 4))
+}
+
+# fail_start MESSAGE LOG
+fail_start() {
+    say "$1"
+    [[ ! -s $2 ]] || tail -n 20 "$2" >&2
+    exit 125
+}
+
+clean_up() {
+    local status=$?
+    trap - EXIT
+    ((${#vm_pids[@]} == 0)) || kill -KILL "${vm_pids[@]}" 2>/dev/null || true
+    wait 2>/dev/null || true
+    [[ -z $vm_dir ]] || rm -rf "$vm_dir"
+    exit "$status"
+}
+
+# A killed script cannot remove its directory; the next one does.
+remove_stale() {
+    local dir pid
+    for dir in "${TMPDIR:-/tmp}"/farpoint-vm.*; do
+        pid=$(cat "$dir/pid" 2>/dev/null) && [[ -n $pid && ! -d /proc/$pid ]] && rm -rf "$dir"
+    done
+    return 0
+}
+
+make_runtime() {
+    remove_stale
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    vm_dir=$(mktemp -d "${TMPDIR:-/tmp}/farpoint-vm.XXXXXX")
+    echo $$ >"$vm_dir/pid"
+    mkdir "$vm_dir/root" "$vm_dir/guest"
+    # A copy, because the one in the tree may be edited, or have a path that the kernel's command line cannot hold.
+    cp "$vm_scripts/vm-init" "$vm_dir/init"
+    mkfifo "$vm_dir/out.in" "$vm_dir/out.out" "$vm_dir/err.in" "$vm_dir/err.out"
+}
+
+run_guest() {
+    local directory qemu streams=() ended=''
+    need_machine
+    directory=$(prepare_kernel "${kernel:-6.12}") || exit 125
+    make_runtime
+    write_command "$directory"
+    start_file_server "$(find_virtiofsd)"
+    start cat "$vm_dir/out.out" && streams+=("${vm_pids[-1]}")
+    start cat "$vm_dir/err.out" >&2 && streams+=("${vm_pids[-1]}")
+    start_qemu "$directory"
+    qemu=${vm_pids[-1]}
+    start sleep $((timeout + 60))
+    wait -n -p ended "$qemu" "${vm_pids[-1]}" "${streams[@]}" || true
+    if [[ $ended == "${vm_pids[-1]}" ]]; then
+        report_failure 124 "time-out: the guest still ran after $timeout seconds"
+    elif [[ $ended != "$qemu" ]] && stays_running "$qemu"; then
+        # Nobody reads the output any more: the same end as that of a command here, by SIGPIPE.
+        exit 141
+    fi
+    finish "$qemu" "${streams[@]}"
+}
+
+# The streams end just before QEMU does when all is well.
+stays_running() {
+    local tries=100
+    while [[ -d /proc/$1 && $(cat "/proc/$1/stat" 2>/dev/null) != *") Z "* ]]; do
+        ((tries-- > 0)) || return 0
+        sleep 0.02
+    done
+    return 1
+}
+
+# report_failure STATUS MESSAGE
+report_failure() {
+    say "$2; the end of its console:"
+    tail -n 40 "${console:-$vm_dir/console}" 2>/dev/null | tr -d '\r' >&2
+    cat "$vm_dir/qemu.log" >&2
+    exit "$1"
+}
+
+# The guest tells its status in a file and resets; what is left of its output is still in the pipes then.
+finish() {
+    local status
+    wait "$1" || true
+    wait "${@:2}" || true
+    status=$(cat "$vm_dir/status" 2>/dev/null) || true
+    if [[ $status == timeout ]]; then
+        report_failure 124 "time-out after $timeout seconds"
+    elif [[ $status =~ ^[0-9]+$ ]]; then
+        exit "$status"
+    elif [[ -e $vm_dir/started ]]; then
+        report_failure 123 "the guest stopped before the command ended (panic, oops or reset)"
+    else
+        report_failure 125 "the guest did not get as far as the command"
+    fi
+}

@@ -1,0 +1,54 @@
+//! The known bugs, each a switch that is off. The simulation turns one on and must find it (hazards: test the tests).
+//! Without the feature `bugs` every question is answered `false` at compile time and no trace is left in the program.
+
+/// A rule of the design, left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// The drain clears a track's mark only after it has read the track.
+    ClearAfterRead,
+    /// A write marks its tracks when it arrives, but not again when it is done.
+    NoSecondMark,
+    /// A track being read for the cut is not a collision, only one whose mark is still set.
+    ReadingIsNoCollision,
+    /// The cut is reported without waiting for the writes that arrived before it.
+    CutWithoutWaiting,
+    /// A volume releases its held writes as soon as it has cut, not when all of the group have.
+    EarlyRelease,
+    /// Drained is reported when no mark is left, with tracks still on their way.
+    DrainedInTransit,
+    /// Abort forgets what was recorded since the cut.
+    RecordingDropped,
+    /// A before-image is let go when it is sent, not when it is acknowledged.
+    ImageFreedEarly,
+    /// A failed flush of the secondary is taken for a good one.
+    FlushFailureIgnored,
+    /// The second mark goes to whatever structure records now, not to the one of the first mark.
+    SecondMarkMoves,
+    /// A failed send during an increment is repeated from the primary instead of from the image.
+    ResendFromPrimary,
+    /// A track is taken again while an older content of it is still on its way.
+    SentTwiceAtOnce,
+}
+
+#[cfg(feature = "bugs")]
+thread_local! {
+    static PRESENT: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Puts a bug in (or takes it out with `None`) for the calling thread.
+#[cfg(feature = "bugs")]
+pub fn plant(bug: Option<Bug>) {
+    PRESENT.set(bug);
+}
+
+/// Whether the bug was put in.
+#[inline]
+pub(crate) fn present(bug: Bug) -> bool {
+    #[cfg(feature = "bugs")]
+    return PRESENT.get() == Some(bug);
+    #[cfg(not(feature = "bugs"))]
+    {
+        let _ = bug;
+        false
+    }
+}

@@ -1,0 +1,383 @@
+//! What can be asked of a controller and what it answers: the typed form of every verb, of the status report and of
+//! events. `control` turns these into JSON-RPC and back; nothing here knows of sockets, and nothing below knows of it.
+
+use serde::{Deserialize, Serialize};
+
+/// Schema name printed at the top of a status report; only additions are made under one number.
+pub const STATUS_SCHEMA: &str = "farpoint.status/1";
+
+/// One command to a controller. Volumes are always named, never given by path: paths come from the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "method", content = "params", rename_all = "kebab-case")]
+pub enum Request {
+    /// Takes a volume into service that the configuration describes: opens and checks primary and secondary.
+    Create(Create),
+    /// Forgets a volume that is down: its state and its configuration file. The data of both devices stays.
+    Delete(One),
+    /// Makes `/dev/ublkbN` appear and starts mirroring.
+    Up(One),
+    /// Stops mirroring and removes the device.
+    Down(Down),
+    Status(Some_),
+    /// Makes the cut over all named volumes at once and holds new writes until `run` (seed 004 \[0039\]).
+    Start(Start),
+    /// Lets the held writes go; they are recorded for the next increment (seed 004 \[0041\]).
+    Run(Many),
+    /// Ends the increment once its tracks are all at the secondary (seed 004 \[0048\]).
+    IncrementComplete(Many),
+    /// Gives the increment up; nothing is lost, its tracks are simply out of sync again.
+    Abort(Many),
+    Wait(Wait),
+    /// Stops the drain; writes go on being tracked.
+    Pause(Many),
+    Resume(Many),
+    /// Changes settings of running volumes; they last until changed again and are kept over restarts.
+    Set(Set),
+    Events(Events),
+}
+
+impl Request {
+    /// Whether the request changes nothing, so that a peer without the right to command may make it.
+    pub fn is_read_only(&self) -> bool {
+        matches!(self, Self::Status(_) | Self::Wait(_) | Self::Events(_))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct One {
+    pub volume: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Many {
+    pub volumes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Some_ {
+    /// Empty means all.
+    pub volumes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    pub volume: String,
+    /// Accept a secondary that carries a foreign signature (a file system, a RAID member, ...).
+    #[serde(default)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Down {
+    pub volume: String,
+    /// Remove the device although somebody holds it open; his I/O fails.
+    #[serde(default)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Start {
+    pub volumes: Vec<String>,
+    /// How long writes may be held before the increment is aborted, in milliseconds; the volumes' setting if absent.
+    #[serde(default)]
+    pub run_timer_ms: Option<u64>,
+}
+
+/// What `wait` waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Until {
+    /// The increment's tracks are all at the secondary and flushed.
+    Drained,
+    /// Nothing is out of sync. Under constant writes this may never be.
+    InSync,
+    /// No increment is under way.
+    Normal,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wait {
+    pub volumes: Vec<String>,
+    pub until: Until,
+    /// Forever if absent.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Set {
+    pub volumes: Vec<String>,
+    #[serde(flatten)]
+    pub settings: SettingsChange,
+}
+
+/// Settings to change; what is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct SettingsChange {
+    pub collision_policy: Option<CollisionPolicy>,
+    /// Bytes per second the drain may send; 0 lifts the limit.
+    pub bandwidth_limit: Option<u64>,
+    /// Milliseconds a hold may last, 1 to 60000.
+    pub run_timer_ms: Option<u64>,
+    /// Milliseconds an increment may last, 1000 to 86400000.
+    pub increment_timer_ms: Option<u64>,
+    /// Milliseconds a colliding write may wait for the secondary before the increment is aborted, 1 to 60000.
+    pub collision_wait_ms: Option<u64>,
+}
+
+/// What becomes of a write after the cut to a track that the cut still needs (seed 004 FIG 6 and FIG 7).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CollisionPolicy {
+    /// Keep the old content aside and let the write go (FIG 7).
+    #[default]
+    KeepBeforeImage,
+    /// Send the old content first; the write waits for the secondary (FIG 6).
+    SendFirst,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Events {
+    /// Only the dump of what exists, then end.
+    pub now: bool,
+    /// Also report counters as they change.
+    pub statistics: bool,
+}
+
+/// Why a request failed; each has its own exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    Failed,
+    Usage,
+    NotFound,
+    WrongState,
+    TimedOut,
+    Permission,
+    Io,
+    Unsafe,
+}
+
+impl FailureKind {
+    /// The exit code of the command line, as documented in farpoint(8).
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::WrongState => 4,
+            Self::TimedOut => 5,
+            Self::Permission => 6,
+            Self::Io => 7,
+            Self::Unsafe => 8,
+        }
+    }
+}
+
+/// A refusal or failure: one line that says what, why and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    pub kind: FailureKind,
+    pub message: String,
+}
+
+impl Failure {
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+/// A successful answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Response {
+    Status(Box<StatusReport>),
+    Increment(IncrementReply),
+    Up(UpReply),
+    Done(Done),
+}
+
+/// `start`, `run`, `increment-complete` and `abort`: which increment it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncrementReply {
+    pub increment: u64,
+    pub volumes: Vec<String>,
+    /// `start` and `run`: how long writes have been held so far, in microseconds.
+    pub hold_us: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpReply {
+    pub volume: String,
+    /// The block device, for example `/dev/ublkb0`.
+    pub device: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    pub volumes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    pub schema: String,
+    pub version: String,
+    pub kernel: KernelReport,
+    pub volumes: Vec<VolumeReport>,
+}
+
+/// What the running kernel's ublk driver offers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelReport {
+    pub release: String,
+    /// Names of the ublk features found, empty when there is no driver.
+    pub ublk_features: Vec<String>,
+}
+
+/// The state of a volume's increment (seed 004 FIG 2, box 230), and `down`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeState {
+    Down,
+    Normal,
+    IncrementPending,
+    IncrementInProgress,
+    /// An increment was given up and its tracks are being put back out of sync.
+    Aborting,
+    /// The device had an error that only `down` and `up` can mend.
+    Failed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkState {
+    Up,
+    /// Requests have been unanswered for seconds.
+    Stalled,
+    /// The last request failed; retried with back-off.
+    Failing,
+    Paused,
+    Down,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VolumeReport {
+    pub name: String,
+    pub state: VolumeState,
+    /// Why the volume is `failed`, or why the last increment was aborted.
+    pub reason: Option<String>,
+    pub device: Option<String>,
+    pub size: u64,
+    pub track_size: u64,
+    pub primary: String,
+    pub secondary: String,
+    pub link: LinkState,
+    /// Everything must be copied once before the secondary is usable: a new volume, or an unclean stop.
+    pub full_copy_needed: bool,
+    /// Number of the increment under way.
+    pub increment: Option<u64>,
+    /// The increment's tracks are all at the secondary and flushed.
+    pub drained: bool,
+    /// Number of the last increment that was completed.
+    pub last_complete: Option<u64>,
+    /// Seconds since the cut of the last completed increment: the age of the point at the secondary.
+    pub last_complete_age_s: Option<f64>,
+    /// The lag: seconds of writes that the secondary does not hold, 0 when in sync.
+    pub lag_s: f64,
+    pub out_of_sync_tracks: u64,
+    pub out_of_sync_bytes: u64,
+    pub recorded_tracks: u64,
+    pub in_transit_bytes: u64,
+    pub unreadable_tracks: u64,
+    pub rate_bytes_per_s: u64,
+    /// Seconds until in sync at the present rate; absent when not draining.
+    pub eta_s: Option<f64>,
+    pub images_used: u64,
+    pub images_max: u64,
+    pub settings: Settings,
+    pub counters: Counters,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Settings {
+    pub collision_policy: CollisionPolicy,
+    pub bandwidth_limit: u64,
+    pub run_timer_ms: u64,
+    pub increment_timer_ms: u64,
+    pub collision_wait_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            collision_policy: CollisionPolicy::default(),
+            bandwidth_limit: 0,
+            run_timer_ms: 1_000,
+            increment_timer_ms: 600_000,
+            collision_wait_ms: 100,
+        }
+    }
+}
+
+/// Totals since `up`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    pub host_reads: u64,
+    pub host_writes: u64,
+    pub host_flushes: u64,
+    pub host_discards: u64,
+    pub host_errors: u64,
+    pub host_write_bytes: u64,
+    pub host_read_bytes: u64,
+    pub drained_bytes: u64,
+    pub drained_tracks: u64,
+    pub zero_tracks: u64,
+    pub secondary_flushes: u64,
+    pub secondary_errors: u64,
+    pub primary_read_errors: u64,
+    pub checksum_errors: u64,
+    pub collisions: u64,
+    /// Collisions answered by keeping a before-image.
+    pub collisions_kept: u64,
+    /// Collisions in which the write waited for the secondary.
+    pub collisions_sent_first: u64,
+    pub increments_completed: u64,
+    pub increments_aborted: u64,
+    /// Longest hold so far, in microseconds.
+    pub hold_us_max: u64,
+    /// Longest time a host write waited for a hold or a collision, in microseconds.
+    pub write_wait_us_max: u64,
+}
+
+/// One line of the event stream, as `drbdsetup events2` has it: first what exists, then what changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    pub action: EventAction,
+    /// `volume`, `increment`, or `-` for the end of the dump.
+    pub object: String,
+    /// Name of the object; empty for `-`.
+    pub name: String,
+    /// What is new, as key and value; unchanged keys are left out of a change.
+    pub fields: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventAction {
+    Exists,
+    Create,
+    Change,
+    Destroy,
+}

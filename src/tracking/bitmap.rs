@@ -1,0 +1,221 @@
+//! One indicator per track, set and cleared by any thread at any time, with an exact count (seed 004 \[0047\]) and a
+//! summary that lets a search pass over what is clean: finding the next mark costs the same for 1 GiB and 1 PiB.
+
+use super::sync::{AtomicU64, SeqCst};
+use crate::geometry::TrackNo;
+use crate::memory::Words;
+
+/// Bits in a word, and words in the block that one summary bit stands for.
+const WORD_BITS: u64 = 64;
+const BLOCK_WORDS: u64 = 64;
+const BLOCK_BITS: u64 = WORD_BITS * BLOCK_WORDS;
+
+/// A set of tracks.
+#[derive(Debug)]
+pub struct Bitmap {
+    tracks: u64,
+    words: Words,
+    /// A bit per block of words. Set after any bit in the block is set; cleared by a search that found the block clean
+    /// and then, having cleared it, looked again.
+    summary: Box<[AtomicU64]>,
+    count: Count,
+}
+
+/// Number of set bits. A setter counts after it has set, so between the two another thread may clear and count down
+/// first: the value may then be negative for an instant. It is exact whenever no one is half way (H35).
+#[derive(Debug)]
+#[repr(align(128))]
+struct Count(AtomicU64);
+
+impl Bitmap {
+    /// An empty set over `tracks` tracks; `words` are zero, at least one bit per track.
+    pub fn new(tracks: u64, words: Words) -> Self {
+        debug_assert!(words.len() as u64 >= Self::words_for(tracks), "a bit per track");
+        let blocks = tracks.div_ceil(BLOCK_BITS);
+        let summary = (0..blocks.div_ceil(WORD_BITS)).map(|_| AtomicU64::new(0)).collect();
+        Self { tracks, words, summary, count: Count(AtomicU64::new(0)) }
+    }
+
+    /// Words of memory that a set over `tracks` tracks takes.
+    pub fn words_for(tracks: u64) -> u64 {
+        tracks.div_ceil(WORD_BITS)
+    }
+
+    #[inline]
+    fn place(track: TrackNo) -> (usize, u64) {
+        (index(track.0 / WORD_BITS), 1 << (track.0 % WORD_BITS))
+    }
+
+    #[inline]
+    pub fn is_set(&self, track: TrackNo) -> bool {
+        let (word, bit) = Self::place(track);
+        self.words[word].load(SeqCst) & bit != 0
+    }
+
+    /// Sets the track's indicator; returns whether it was clear.
+    #[inline]
+    pub fn set(&self, track: TrackNo) -> bool {
+        let (word, bit) = Self::place(track);
+        // A load first: a hot track is mostly marked already, and a load does not take the cache line from the others.
+        // It is enough for the mark's purpose, since whoever clears the bit later reads the track after that.
+        if self.words[word].load(SeqCst) & bit != 0 || self.words[word].fetch_or(bit, SeqCst) & bit != 0 {
+            return false;
+        }
+        let block = track.0 / BLOCK_BITS;
+        let (summary, bit) = Self::place(TrackNo(block));
+        if self.summary[summary].load(SeqCst) & bit == 0 {
+            self.summary[summary].fetch_or(bit, SeqCst);
+        }
+        self.count.0.fetch_add(1, SeqCst);
+        true
+    }
+
+    /// Clears the track's indicator; returns whether it was set. Of several callers one is told so.
+    #[inline]
+    pub fn clear(&self, track: TrackNo) -> bool {
+        let (word, bit) = Self::place(track);
+        if self.words[word].load(SeqCst) & bit == 0 || self.words[word].fetch_and(!bit, SeqCst) & bit == 0 {
+            return false;
+        }
+        self.count.0.fetch_sub(1, SeqCst);
+        true
+    }
+
+    /// Number of tracks set. Constant time.
+    #[inline]
+    pub fn count(&self) -> u64 {
+        self.count.0.load(SeqCst).cast_signed().max(0).cast_unsigned()
+    }
+
+    /// Number of tracks set, by looking at every one: what [`Self::count`] must say when no one is half way.
+    pub fn count_exactly(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.load(SeqCst).count_ones())).sum()
+    }
+
+    /// The first set track that is not before `from`.
+    pub fn next_set(&self, from: TrackNo) -> Option<TrackNo> {
+        if from.0 >= self.tracks {
+            return None;
+        }
+        let first = from.0 / BLOCK_BITS;
+        if let Some(track) = self.next_in_block(first, from.0) {
+            return Some(track);
+        }
+        let blocks = self.tracks.div_ceil(BLOCK_BITS);
+        let mut block = first + 1;
+        while block < blocks {
+            let (summary, bit) = Self::place(TrackNo(block));
+            let ahead = self.summary[summary].load(SeqCst) & !(bit - 1);
+            if ahead == 0 {
+                block = (block / WORD_BITS + 1) * WORD_BITS;
+                continue;
+            }
+            block = block / WORD_BITS * WORD_BITS + u64::from(ahead.trailing_zeros());
+            if let Some(track) = self.next_in_block(block, block * BLOCK_BITS) {
+                return Some(track);
+            }
+            self.summarise(block);
+            block += 1;
+        }
+        None
+    }
+
+    /// Sets every track. Only before the volume serves anyone.
+    pub fn set_all(&self) {
+        let whole = index(self.tracks / WORD_BITS);
+        for word in &self.words[..whole] {
+            word.store(u64::MAX, SeqCst);
+        }
+        let rest = self.tracks % WORD_BITS;
+        if rest > 0 {
+            self.words[whole].store((1 << rest) - 1, SeqCst);
+        }
+        for summary in &self.summary {
+            summary.store(u64::MAX, SeqCst);
+        }
+        self.count.0.store(self.tracks, SeqCst);
+    }
+
+    /// Clears every track.
+    pub fn clear_all(&self) {
+        let mut at = TrackNo(0);
+        while let Some(track) = self.next_set(at) {
+            self.clear(track);
+            at = TrackNo(track.0 + 1);
+        }
+    }
+
+    fn next_in_block(&self, block: u64, from: u64) -> Option<TrackNo> {
+        let end = self.tracks.min((block + 1) * BLOCK_BITS);
+        let mut at = from;
+        while at < end {
+            let (word, bit) = Self::place(TrackNo(at));
+            let ahead = self.words[word].load(SeqCst) & !(bit - 1);
+            if ahead != 0 {
+                return Some(TrackNo(at / WORD_BITS * WORD_BITS + u64::from(ahead.trailing_zeros())));
+            }
+            at = (at / WORD_BITS + 1) * WORD_BITS;
+        }
+        None
+    }
+
+    /// The block was found clean: says so in the summary, then looks again. A setter sets its bit before the summary,
+    /// so either the look sees the bit or the setter sets the summary after this cleared it.
+    fn summarise(&self, block: u64) {
+        let (summary, bit) = Self::place(TrackNo(block));
+        self.summary[summary].fetch_and(!bit, SeqCst);
+        if self.next_in_block(block, block * BLOCK_BITS).is_some() {
+            self.summary[summary].fetch_or(bit, SeqCst);
+        }
+    }
+}
+
+/// An index into memory that exists: a track count that memory was found for fits.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the words of this many tracks are in memory, so usize holds it")]
+fn index(word: u64) -> usize {
+    word as usize
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn bitmap(tracks: u64) -> Bitmap {
+        Bitmap::new(tracks, Words::zeroed(Bitmap::words_for(tracks)).expect("memory"))
+    }
+
+    #[test]
+    fn all_of_an_odd_number_of_tracks_can_be_set() {
+        for tracks in [1, 63, 64, 65, 4096, 4097, 300_001] {
+            let bitmap = bitmap(tracks);
+            bitmap.set_all();
+            assert_eq!((bitmap.count(), bitmap.count_exactly()), (tracks, tracks));
+            assert_eq!(bitmap.next_set(TrackNo(tracks - 1)), Some(TrackNo(tracks - 1)));
+            bitmap.clear_all();
+            assert_eq!((bitmap.count(), bitmap.count_exactly(), bitmap.next_set(TrackNo(0))), (0, 0, None));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_holds_what_a_set_holds(steps in prop::collection::vec((0_u8..3, 0_u64..9000), 1..400)) {
+            let bitmap = bitmap(9000);
+            let mut model = BTreeSet::new();
+            for (kind, track) in steps {
+                match kind {
+                    0 => prop_assert_eq!(bitmap.set(TrackNo(track)), model.insert(track)),
+                    1 => prop_assert_eq!(bitmap.clear(TrackNo(track)), model.remove(&track)),
+                    _ => prop_assert_eq!(
+                        bitmap.next_set(TrackNo(track)).map(|t| t.0),
+                        model.range(track..).next().copied()
+                    ),
+                }
+                prop_assert_eq!(bitmap.count(), model.len() as u64);
+            }
+            prop_assert_eq!(bitmap.count_exactly(), model.len() as u64);
+        }
+    }
+}

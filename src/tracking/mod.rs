@@ -1,0 +1,410 @@
+//! The heart: which tracks changed, in which epoch, and who may touch a track at this instant.
+//!
+//! Every host write passes through [`Tracking`] twice, every track the drain sends once. Nothing here does I/O, reads a
+//! clock, waits or allocates; all of it is atomic operations in one total order (`SeqCst`), because the arguments below
+//! need one.
+//!
+//! **Two structures, two roles.** A volume has two bitmaps. Without an increment one is out-of-sync (OOS): writes mark
+//! it, the drain empties it; the other is the empty spare. The cut makes the spare change recording (CR), and OOS, which
+//! nobody marks any more, is what the consistency point still needs. When the increment ends, well or badly, CR simply
+//! becomes OOS ([`Tracking::retire`]): after a completed one the old OOS is empty, after an aborted one what is left of
+//! it is folded in ([`Tracking::fold`]). A write marks the bitmap it started with both times, whatever role that has by
+//! then, so no role change ever waits for a write.
+//!
+//! **The cut.** [`Epoch`] is one word per daemon. Each volume of a cut is first armed with the coming epoch's number;
+//! one store then cuts all of them, because a write compares the two. A write takes its epoch, raises its queue's count
+//! for it and looks again: had the epoch moved in between, it retries. So when the word has moved and all counts of the
+//! old epoch are zero, no write of it can come any more.
+//!
+//! **Claims.** Whoever reads a track for the cut (the drain or a colliding write) first claims it, then clears its mark,
+//! reads it, and lets the claim go. A write after the cut claims too, for the length of a test: a mark found clear under
+//! the claim says that the old content is safe elsewhere, and stays clear until the increment ends.
+
+pub mod bitmap;
+pub mod claims;
+pub mod epoch;
+mod sync;
+
+use crate::bugs::{Bug, present};
+use crate::geometry::{Geometry, TrackNo, TrackRange};
+pub use bitmap::Bitmap;
+pub use claims::{Claims, QUEUES_MAX, Waiter, Waiters};
+pub use epoch::Epoch;
+use std::sync::Arc;
+use sync::{AtomicU32, AtomicU64, SeqCst};
+
+/// The `cut` of a volume that is not part of one.
+const NO_CUT: u64 = u64::MAX >> 1;
+
+/// Which of a volume's two bitmaps a write marks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Structure(u8);
+
+impl Structure {
+    fn other(self) -> Self {
+        Self(self.0 ^ 1)
+    }
+
+    fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A write that was let in: it counts as in flight until it is given to [`Tracking::finish`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a ticket that is not finished keeps every later cut waiting for ever"]
+pub struct Ticket {
+    structure: Structure,
+    queue: usize,
+}
+
+/// What becomes of an arriving write.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Admission {
+    Admitted(Ticket),
+    /// The volume has cut and was not told to run yet: park the write and ask again when the doorbell rings.
+    Held,
+}
+
+/// What a write after the cut finds at one of its tracks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Collision {
+    /// The cut does not need the track's present content from the primary: write.
+    None,
+    /// It does, and the caller now owns the track: keep its content, then [`Tracking::image_read`].
+    Owned,
+    /// Somebody is reading it: park the write and ask again when the doorbell rings.
+    Busy,
+}
+
+/// Writes in flight of one queue, by structure; on a cache line of its own.
+#[derive(Debug)]
+#[repr(align(128))]
+struct InFlight([AtomicU32; 2]);
+
+/// Change tracking of one volume.
+#[derive(Debug)]
+pub struct Tracking {
+    geometry: Geometry,
+    epoch: Arc<Epoch>,
+    /// Number of the epoch that the volume's cut begins ([`NO_CUT`] without one), and in the lowest bit the structure
+    /// that writes before it mark. One word, so that a role change is one store.
+    roles: AtomicU64,
+    /// The newest cut whose held writes were let go.
+    released: AtomicU64,
+    /// The newest cut of which no track needs the primary any more: spares its writes the collision test.
+    secured: AtomicU64,
+    structures: [Bitmap; 2],
+    claims: Claims,
+    /// Tracks whose mark a colliding write has cleared and whose content the drain does not have yet.
+    owned: AtomicU64,
+    /// 1 while the drain sleeps for want of marks.
+    asleep: AtomicU64,
+    /// 1 while the remains of an aborted increment are to be folded in.
+    unfolded: AtomicU64,
+    in_flight: Box<[InFlight]>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Roles {
+    cut: u64,
+    before: Structure,
+}
+
+impl Roles {
+    fn unpack(word: u64) -> Self {
+        Self { cut: word >> 1, before: Structure(u8::from(word & 1 == 1)) }
+    }
+
+    fn pack(self) -> u64 {
+        self.cut << 1 | u64::from(self.before.0)
+    }
+}
+
+impl Tracking {
+    /// `structures` are two empty bitmaps of the geometry's number of tracks.
+    pub fn new(geometry: Geometry, queues: usize, epoch: Arc<Epoch>, structures: [Bitmap; 2]) -> Self {
+        let in_flight = (0..queues).map(|_| InFlight([AtomicU32::new(0), AtomicU32::new(0)])).collect();
+        Self {
+            geometry,
+            epoch,
+            roles: AtomicU64::new(Roles { cut: NO_CUT, before: Structure(0) }.pack()),
+            released: AtomicU64::new(0),
+            secured: AtomicU64::new(0),
+            structures,
+            claims: Claims::new(),
+            owned: AtomicU64::new(0),
+            asleep: AtomicU64::new(0),
+            unfolded: AtomicU64::new(0),
+            in_flight,
+        }
+    }
+
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Tracks that the drain has to send: OOS.
+    pub fn out_of_sync(&self) -> &Bitmap {
+        self.bitmap(self.roles().before)
+    }
+
+    /// Tracks written since the cut: CR. Empty without an increment.
+    pub fn change_recording(&self) -> &Bitmap {
+        self.bitmap(self.roles().before.other())
+    }
+
+    pub fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    // A host write, in the order of its life.
+
+    /// Lets a write in, or says that it must be held. The first step of a write's life.
+    #[inline]
+    pub fn admit(&self, queue: usize) -> Admission {
+        loop {
+            let word = self.roles.load(SeqCst);
+            let roles = Roles::unpack(word);
+            let after = self.epoch.number() >= roles.cut;
+            if after && self.released.load(SeqCst) < roles.cut {
+                return Admission::Held;
+            }
+            let structure = if after { roles.before.other() } else { roles.before };
+            let count = &self.in_flight[queue].0[structure.index()];
+            count.fetch_add(1, SeqCst);
+            if self.roles.load(SeqCst) == word && (self.epoch.number() >= roles.cut) == after {
+                return Admission::Admitted(Ticket { structure, queue });
+            }
+            // The roles or the epoch moved between the look and the count: the count may have come too late for whoever
+            // waits for the old epoch to end.
+            count.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// Marks every track of the write, in the structure of its epoch. Before its data is submitted, and again when it
+    /// is done, well or badly: meanwhile the drain may have cleared the mark and read the track half written (H2, H11).
+    #[inline]
+    pub fn mark(&self, ticket: &Ticket, tracks: TrackRange) {
+        let bitmap = self.bitmap(ticket.structure);
+        for track in tracks.iter() {
+            bitmap.set(track);
+        }
+    }
+
+    /// Whether a write must look for collisions at all: it came after a cut that still needs tracks of the primary.
+    #[inline]
+    pub fn may_collide(&self, ticket: &Ticket) -> bool {
+        let roles = self.roles();
+        ticket.structure != roles.before && self.epoch.number() >= roles.cut && self.secured.load(SeqCst) < roles.cut
+    }
+
+    /// Looks whether the cut still needs the present content of `track` (seed 004 \[0042\], boxes 602 and 604).
+    pub fn collide(&self, track: TrackNo, waiter: Waiter) -> Collision {
+        if present(Bug::ReadingIsNoCollision) && !self.out_of_sync().is_set(track) {
+            return Collision::None;
+        }
+        if !self.claims.claim(track, waiter) {
+            return Collision::Busy;
+        }
+        // Only the holder of the claim clears the mark, so between the look and the clear it stays. Counted before it is
+        // cleared: whoever finds no mark, and then nothing owned, knows that the drain has every content.
+        if self.out_of_sync().is_set(track) {
+            self.owned.fetch_add(1, SeqCst);
+            self.out_of_sync().clear(track);
+            return Collision::Owned;
+        }
+        self.claims.release(track);
+        Collision::None
+    }
+
+    /// A colliding write that found no room to keep its track's content gives the track back: marked, and free to the
+    /// drain, which it then waits for.
+    pub fn disown(&self, track: TrackNo) {
+        self.image_lost(TrackRange::one(track));
+        self.owner_handed_over();
+    }
+
+    /// Tracks owned by colliding writes whose content the drain does not have yet.
+    pub fn owned(&self) -> u64 {
+        self.owned.load(SeqCst)
+    }
+
+    /// The drain has the content of an owned track, or knows that it is lost.
+    pub fn owner_handed_over(&self) {
+        self.owned.fetch_sub(1, SeqCst);
+    }
+
+    /// The write is done: its second mark, then its count. Returns whether the drain has to be told to look: a cut may
+    /// be waiting for the write, or the drain is asleep for want of marks.
+    #[inline]
+    pub fn finish(&self, ticket: Ticket, tracks: TrackRange) -> bool {
+        if present(Bug::SecondMarkMoves) {
+            let roles = self.roles();
+            let after = self.epoch.number() >= roles.cut;
+            let now =
+                Ticket { structure: if after { roles.before.other() } else { roles.before }, queue: ticket.queue };
+            self.mark(&now, tracks);
+        } else if !present(Bug::NoSecondMark) {
+            self.mark(&ticket, tracks);
+        }
+        self.in_flight[ticket.queue].0[ticket.structure.index()].fetch_sub(1, SeqCst);
+        let roles = self.roles();
+        ticket.structure == roles.before && self.epoch.number() >= roles.cut
+            || roles.cut == NO_CUT && ticket.structure != roles.before && self.unfolded()
+            || self.asleep.load(SeqCst) == 1 && self.asleep.swap(0, SeqCst) == 1
+    }
+
+    // An increment, in the order of its life. One thread, the one that runs the increment machine, calls these.
+
+    /// Makes the volume part of the cut that the epoch `cut` begins. Nothing changes until the epoch word moves.
+    ///
+    /// The caller has made sure that no increment is under way and that the last one is folded.
+    pub fn arm(&self, cut: u64) {
+        let roles = self.roles();
+        debug_assert!(
+            roles.cut == NO_CUT && !self.unfolded() && self.change_recording().count() == 0,
+            "the spare is ready"
+        );
+        self.roles.store(Roles { cut, ..roles }.pack(), SeqCst);
+    }
+
+    /// The cut that the volume is after, if any.
+    pub fn cut(&self) -> Option<u64> {
+        let roles = self.roles();
+        (self.epoch.number() >= roles.cut).then_some(roles.cut)
+    }
+
+    /// Whether every write that arrived before the cut has finished. With this OOS is frozen and complete.
+    pub fn quiesced(&self) -> bool {
+        let roles = self.roles();
+        present(Bug::CutWithoutWaiting) || self.in_flight_on(roles.before) == 0
+    }
+
+    /// Whether writes are being held.
+    pub fn holding(&self) -> bool {
+        self.cut().is_some_and(|cut| self.released.load(SeqCst) < cut)
+    }
+
+    /// Lets the held writes go (seed 004 \[0041\]). The caller rings the queues' doorbells.
+    pub fn release(&self) {
+        self.released.fetch_max(self.roles().cut, SeqCst);
+    }
+
+    /// No track of the cut needs the primary any more.
+    pub fn secure(&self, cut: u64) {
+        self.secured.fetch_max(cut, SeqCst);
+    }
+
+    /// Ends the increment: what records now is what is out of sync from here on. Held writes go too; the caller rings
+    /// the doorbells. What an aborted one left in the old OOS has to be folded in before the next can be armed.
+    pub fn retire(&self, aborted: bool) {
+        let roles = self.roles();
+        if roles.cut == NO_CUT {
+            return;
+        }
+        self.released.fetch_max(roles.cut, SeqCst);
+        if present(Bug::RecordingDropped) && aborted {
+            self.bitmap(roles.before.other()).clear_all();
+        }
+        self.unfolded.store(u64::from(aborted), SeqCst);
+        self.roles.store(Roles { cut: NO_CUT, before: roles.before.other() }.pack(), SeqCst);
+    }
+
+    /// Whether an aborted increment's remains are still to be folded in.
+    pub fn unfolded(&self) -> bool {
+        self.unfolded.load(SeqCst) == 1
+    }
+
+    /// Moves what an aborted increment left in the spare into OOS, and says whether the spare is ready for the next cut:
+    /// empty, with no write in flight that would mark it again. Called by the drain until it is.
+    pub fn fold(&self) -> bool {
+        let before = self.roles().before;
+        let settled = self.in_flight_on(before.other()) == 0;
+        let (oos, spare) = (self.bitmap(before), self.bitmap(before.other()));
+        let mut at = TrackNo(0);
+        while spare.count() > 0 {
+            let Some(track) = spare.next_set(at) else { break };
+            oos.set(track);
+            spare.clear(track);
+            at = TrackNo(track.0 + 1);
+        }
+        // `settled` was read before the marks were: a write that finished in between would otherwise be missed.
+        let folded = settled && spare.count() == 0;
+        if folded {
+            self.unfolded.store(0, SeqCst);
+        }
+        folded
+    }
+
+    // The drain.
+
+    /// Takes the longest run of tracks from `start` on, at most `max`, that are out of sync and that nobody has
+    /// claimed: claims them and clears their marks. They must be read now and then given to [`Self::image_read`].
+    pub fn take(&self, start: TrackNo, max: u64, mut wanted: impl FnMut(TrackNo) -> bool) -> TrackRange {
+        let oos = self.out_of_sync();
+        let mut range = TrackRange { start, count: 0 };
+        while range.count < max && range.end() < self.geometry.tracks() {
+            let track = TrackNo(range.end());
+            if !oos.is_set(track) || !wanted(track) || !self.claims.claim(track, Waiter::DRAIN) {
+                break;
+            }
+            if !present(Bug::ClearAfterRead) && !oos.clear(track) {
+                self.claims.release(track);
+                break;
+            }
+            range.count += 1;
+        }
+        range
+    }
+
+    /// The content of the claimed tracks is in memory: others may write them. Returns who waits for one.
+    pub fn image_read(&self, tracks: TrackRange) {
+        for track in tracks.iter() {
+            if present(Bug::ClearAfterRead) {
+                self.out_of_sync().clear(track);
+            }
+            self.claims.release(track);
+        }
+    }
+
+    /// The claimed tracks could not be read: they are out of sync as before, and free to others (H15).
+    pub fn image_lost(&self, tracks: TrackRange) {
+        for track in tracks.iter() {
+            // The mark before the claim goes, or a write after the cut could find neither.
+            self.out_of_sync().set(track);
+            self.claims.release(track);
+        }
+    }
+
+    /// Puts tracks back out of sync whose copy did not reach the secondary.
+    pub fn mark_out_of_sync(&self, tracks: TrackRange) {
+        for track in tracks.iter() {
+            self.out_of_sync().set(track);
+        }
+    }
+
+    /// The drain goes to sleep for want of marks: the next write that finishes has to wake it. Returns whether it may:
+    /// it looks for marks once more after the word is set, and the write looks at the word after its mark.
+    pub fn doze(&self) -> bool {
+        self.asleep.store(1, SeqCst);
+        self.out_of_sync().count() == 0
+    }
+
+    /// Writes in flight, of whatever epoch.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight_on(Structure(0)) + self.in_flight_on(Structure(1))
+    }
+
+    fn in_flight_on(&self, structure: Structure) -> u64 {
+        self.in_flight.iter().map(|queue| u64::from(queue.0[structure.index()].load(SeqCst))).sum()
+    }
+
+    fn roles(&self) -> Roles {
+        Roles::unpack(self.roles.load(SeqCst))
+    }
+
+    fn bitmap(&self, structure: Structure) -> &Bitmap {
+        &self.structures[structure.index()]
+    }
+}

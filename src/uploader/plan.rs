@@ -1,0 +1,629 @@
+//! The drain's decisions: what to read, send and flush next, and what every answer means. Pure: it drives atomics of
+//! [`Tracking`] and its own bookkeeping, takes the time as an argument, and leaves all I/O to `ring`. The simulation
+//! drives this very code.
+//!
+//! What it keeps true:
+//! * a mark is cleared before its track is read, and the track is claimed while it is read;
+//! * a content that was taken is in a slot, an image, `unflushed`, or marked again: nowhere is it only remembered by
+//!   a request (H21);
+//! * what was acknowledged but not flushed is put back out of sync when a flush fails (H7);
+//! * from the cut to its end nothing is read twice: a failed send is repeated from memory, since the track may have
+//!   moved on, and where that is impossible the increment is given up;
+//! * drained means: no mark, nothing owned by a collision, nothing on its way, and a flush after all of it.
+
+use super::cargo::{Cargo, ImageNo, ImageState, Segment, Slot, SlotNo};
+use super::link::Link;
+use super::pace::Pace;
+use crate::bugs::{Bug, present};
+use crate::geometry::{TrackNo, TrackRange};
+use crate::increment::AbortReason;
+use crate::tracking::Tracking;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How long an unreadable track is left alone, in milliseconds.
+const UNREADABLE_RETRY_MS: u64 = 10_000;
+/// Most tracks that are remembered one by one because they could not be read. Beyond it the drain takes nothing new
+/// until some of them can be tried again: then it is the primary that fails, not a track.
+const UNREADABLE_MAX: usize = 1 << 16;
+
+/// Bounds of a drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most requests under way, and the same while the host writes.
+    pub window: usize,
+    pub window_yielding: usize,
+    /// Most tracks in one request.
+    pub run_tracks: u64,
+    /// A flush is due after this many bytes or milliseconds.
+    pub flush_bytes: u64,
+    pub flush_ms: u64,
+}
+
+/// What may be changed while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// A colliding write waits until its track is at the secondary (seed 004 FIG 6).
+    pub send_first: bool,
+    /// How long it may, in milliseconds, before the increment is given up.
+    pub collision_wait_ms: u64,
+    /// Bytes per second, 0 for no limit.
+    pub bandwidth: u64,
+}
+
+/// A request to carry out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Read the tracks from the primary into the slot; answer with [`Drain::read_done`].
+    Read(SlotNo, TrackRange),
+    /// Write a part of the slot to the secondary; [`Drain::write_done`].
+    Write(SlotNo, Segment),
+    /// Write a before-image; [`Drain::image_done`].
+    WriteImage(ImageNo, TrackNo),
+    /// Flush the secondary; [`Drain::flush_done`].
+    Flush,
+}
+
+/// What the increment machine has to be told, with the cut that it is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Report {
+    CutReached(u64),
+    Drained(u64),
+    Abort(u64, AbortReason),
+    Folded(u64),
+}
+
+/// Totals of a drain.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub bytes: u64,
+    pub tracks: u64,
+    pub zero_tracks: u64,
+    pub flushes: u64,
+    pub secondary_errors: u64,
+    pub primary_errors: u64,
+    pub checksum_errors: u64,
+}
+
+/// Where the drain is in the volume's increment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cut {
+    number: u64,
+    reached: bool,
+    drained: bool,
+    /// The increment is void; `Abort` was reported.
+    doomed: bool,
+}
+
+/// The drain of one volume.
+#[derive(Debug)]
+pub struct Drain {
+    limits: Limits,
+    policy: Policy,
+    paused: bool,
+    cargo: Cargo,
+    link: Link,
+    pace: Pace,
+    cut: Option<Cut>,
+    /// A retired increment whose remains are not folded in yet.
+    folding: Option<u64>,
+    cursor: TrackNo,
+    sweep: Sweep,
+    /// Acknowledged by the secondary, not flushed; and the part that the flush under way covers.
+    unflushed: Vec<TrackRange>,
+    flushing: Option<Vec<TrackRange>>,
+    unflushed_bytes: u64,
+    unflushed_since_ms: u64,
+    /// Tracks of a run that could not be read: to be read one by one.
+    single: BTreeSet<TrackNo>,
+    /// Tracks that cannot be read, and when to try again.
+    unreadable: BTreeMap<TrackNo, u64>,
+    /// Tracks that host writes wait for, and since when.
+    urgent: BTreeMap<TrackNo, u64>,
+    freed: Vec<ImageNo>,
+    reports: Vec<Report>,
+    totals: Totals,
+}
+
+/// Measures the lag. One pass of the cursor over the volume sends whatever was marked before the pass began; once all
+/// of that is acknowledged and flushed, the secondary holds everything from before then.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sweep {
+    began_ms: u64,
+    /// When the oldest mark was made that had to be passed over, as far as is known; 0 if nothing is.
+    oldest_passed_ms: Option<u64>,
+    /// A finished pass: when it began, and the serial that the oldest unacknowledged run must have passed.
+    finished: Option<(u64, u64)>,
+    acknowledged_ms: u64,
+    flushing_ms: u64,
+    synced_ms: u64,
+}
+
+impl Drain {
+    pub fn new(limits: Limits, policy: Policy, seed: u64) -> Self {
+        Self {
+            limits,
+            policy,
+            paused: false,
+            cargo: Cargo::new(limits.window),
+            link: Link::new(seed),
+            pace: Pace::new(policy.bandwidth),
+            cut: None,
+            folding: None,
+            cursor: TrackNo(0),
+            sweep: Sweep::default(),
+            unflushed: Vec::new(),
+            flushing: None,
+            unflushed_bytes: 0,
+            unflushed_since_ms: 0,
+            single: BTreeSet::new(),
+            unreadable: BTreeMap::new(),
+            urgent: BTreeMap::new(),
+            freed: Vec::new(),
+            reports: Vec::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    pub fn set_policy(&mut self, policy: Policy) {
+        if policy.bandwidth != self.pace.limit() {
+            self.pace.set_limit(policy.bandwidth);
+        }
+        self.policy = policy;
+    }
+
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Whether the last request to the secondary succeeded.
+    pub fn link_is_up(&self) -> bool {
+        self.link.is_up()
+    }
+
+    /// Tracks on their way to the secondary.
+    pub fn tracks_in_transit(&self) -> u64 {
+        self.cargo.tracks()
+    }
+
+    pub fn tracks_unreadable(&self) -> u64 {
+        self.unreadable.len() as u64
+    }
+
+    /// The secondary holds everything that was acknowledged before this time.
+    pub fn synced_ms(&self) -> u64 {
+        self.sweep.synced_ms
+    }
+
+    /// Whether the secondary is an exact copy, as far as this drain knows.
+    pub fn in_sync(&self, tracking: &Tracking) -> bool {
+        tracking.out_of_sync().count() == 0
+            && tracking.change_recording().count() == 0
+            && tracking.owned() == 0
+            && self.all_flushed()
+    }
+
+    /// What the increment machine has to be told.
+    pub fn take_reports(&mut self) -> Vec<Report> {
+        std::mem::take(&mut self.reports)
+    }
+
+    /// Before-images whose memory is free again.
+    pub fn take_freed(&mut self) -> Vec<ImageNo> {
+        std::mem::take(&mut self.freed)
+    }
+
+    // What collisions bring.
+
+    /// A colliding write has read the old content of its track.
+    pub fn add_image(&mut self, tracking: &Tracking, image: ImageNo, track: TrackNo) {
+        self.cargo.add_image(image, track);
+        tracking.owner_handed_over();
+    }
+
+    /// A colliding write could not read the old content; the track is marked again.
+    pub fn image_lost(&mut self, tracking: &Tracking) {
+        self.totals.primary_errors += 1;
+        tracking.owner_handed_over();
+        self.doom(AbortReason::ImageLost);
+    }
+
+    /// A colliding write waits until the track has been sent.
+    pub fn want(&mut self, track: TrackNo, now_ms: u64) {
+        self.urgent.entry(track).or_insert(now_ms);
+    }
+
+    // What to do next.
+
+    /// The next request, or nothing until an answer comes or [`Self::wake_at`]. To be asked until it says nothing.
+    pub fn poll(&mut self, now_ms: u64, tracking: &Tracking) -> Option<Op> {
+        self.observe(now_ms, tracking);
+        if self.paused {
+            return self.flush_due(now_ms, tracking).then(|| self.begin_flush());
+        }
+        let busy = tracking.in_flight() > 0;
+        let window = if busy { self.limits.window_yielding } else { self.limits.window };
+        let room = self.cargo.under_way() < self.link.allows(now_ms, window);
+        if let Some(op) = self.next_send(now_ms) {
+            return Some(op);
+        }
+        if room && let Some((image, track)) = self.cargo.begin_image() {
+            self.pace.spend(tracking.geometry().track_size());
+            if present(Bug::ImageFreedEarly) {
+                self.freed.push(image);
+            }
+            return Some(Op::WriteImage(image, track));
+        }
+        if room && (!self.urgent.is_empty() || self.pace.open(now_ms)) {
+            if let Some((slot, tracks)) = self.next_read(now_ms, tracking) {
+                self.pace.spend(tracking.geometry().bytes_of(tracks.count));
+                return Some(Op::Read(slot, tracks));
+            }
+        }
+        self.flush_due(now_ms, tracking).then(|| self.begin_flush())
+    }
+
+    /// When to ask again although no answer came.
+    pub fn wake_at(&self, now_ms: u64, tracking: &Tracking) -> Option<u64> {
+        let flush = (!self.unflushed.is_empty() && self.flushing.is_none())
+            .then(|| (self.unflushed_since_ms + self.limits.flush_ms).max(now_ms + 1));
+        let unreadable = self.unreadable.values().min().copied();
+        let urgent = self.urgent.values().min().map(|since| since + self.policy.collision_wait_ms);
+        let work = !self.paused && tracking.out_of_sync().count() > 0;
+        let pace = work.then(|| self.pace.opens_at_ms(now_ms)).flatten();
+        [flush, unreadable, urgent, pace, self.link.retry_at_ms(now_ms)].into_iter().flatten().min()
+    }
+
+    /// Follows the cut and its end, and reports what has come about since the last look.
+    fn observe(&mut self, now_ms: u64, tracking: &Tracking) {
+        let cut = tracking.cut();
+        if self.cut.map(|known| known.number) != cut {
+            if let Some(ended) = self.cut.take() {
+                self.retired(ended, tracking);
+            }
+            self.cut = cut.map(|number| Cut { number, reached: false, drained: false, doomed: false });
+        }
+        if let Some(number) = self.folding
+            && (!tracking.unfolded() || tracking.fold())
+        {
+            self.folding = None;
+            self.reports.push(Report::Folded(number));
+        }
+        self.expire_urgent(now_ms, tracking);
+        if let Some(known) = &mut self.cut
+            && !known.reached
+            && tracking.quiesced()
+        {
+            known.reached = true;
+            self.reports.push(Report::CutReached(known.number));
+        }
+        self.settle_drained(tracking);
+        self.settle_lag(now_ms, tracking);
+    }
+
+    /// The increment is over: what was kept only for it is put back out of sync.
+    fn retired(&mut self, ended: Cut, tracking: &Tracking) {
+        self.folding = Some(ended.number);
+        self.urgent.clear();
+        // A waiting image's track was marked by the write that collided, so its content need not be sent any more.
+        for image in std::mem::take(&mut self.cargo.queue) {
+            self.cargo.end_image(image);
+            self.freed.push(image);
+        }
+        for index in 0..self.cargo.slots.len() {
+            self.give_up_idle_slot(SlotNo(index), tracking);
+        }
+    }
+
+    /// Without an increment a run that waits to be sent again is marked again instead: its tracks may be newer by now.
+    fn give_up_idle_slot(&mut self, slot: SlotNo, tracking: &Tracking) {
+        let Slot::Sending { tracks, waiting, sending: 0, claimed } = &self.cargo.slots[slot.0] else { return };
+        if self.link.is_up() && !waiting.is_empty() {
+            return;
+        }
+        let (tracks, claimed) = (*tracks, *claimed);
+        tracking.mark_out_of_sync(tracks);
+        if claimed {
+            tracking.image_read(tracks);
+        }
+        self.cargo.end(slot);
+    }
+
+    /// Whether the volume's increment still counts on what this drain holds.
+    fn cut_counts(&self) -> bool {
+        self.cut.is_some_and(|cut| !cut.doomed)
+    }
+
+    /// The increment can no longer become a consistency point.
+    fn doom(&mut self, reason: AbortReason) {
+        if let Some(cut) = &mut self.cut
+            && !cut.doomed
+        {
+            cut.doomed = true;
+            self.reports.push(Report::Abort(cut.number, reason));
+        }
+    }
+
+    fn expire_urgent(&mut self, now_ms: u64, tracking: &Tracking) {
+        let cargo = &self.cargo;
+        let claimed = self.policy.send_first;
+        self.urgent.retain(|track, _| tracking.out_of_sync().is_set(*track) || claimed && cargo.has(*track));
+        if self.urgent.values().min().is_some_and(|since| now_ms >= since + self.policy.collision_wait_ms) {
+            self.urgent.clear();
+            self.doom(AbortReason::CollisionWait);
+        }
+    }
+
+    fn all_flushed(&self) -> bool {
+        self.cargo.is_empty() && self.unflushed.is_empty() && self.flushing.is_none()
+    }
+
+    fn settle_drained(&mut self, tracking: &Tracking) {
+        let clean = tracking.out_of_sync().count() == 0 && tracking.owned() == 0;
+        let done = clean && (self.all_flushed() || present(Bug::DrainedInTransit));
+        if let Some(cut) = &mut self.cut
+            && cut.reached
+            && !cut.drained
+            && !cut.doomed
+            && clean
+        {
+            if self.cargo.slots.iter().all(|slot| matches!(slot, Slot::Free | Slot::Sending { claimed: false, .. })) {
+                tracking.secure(cut.number);
+            }
+            if done {
+                cut.drained = true;
+                self.reports.push(Report::Drained(cut.number));
+            }
+        }
+    }
+
+    fn settle_lag(&mut self, now_ms: u64, tracking: &Tracking) {
+        if let Some((began, serial)) = self.sweep.finished
+            && self.cargo.serials().1 >= serial
+        {
+            self.sweep.acknowledged_ms = self.sweep.acknowledged_ms.max(began);
+            self.sweep.finished = None;
+        }
+        if self.cut.is_none() && self.in_sync(tracking) {
+            self.sweep.synced_ms = now_ms;
+        }
+    }
+
+    // Reading.
+
+    fn next_read(&mut self, now_ms: u64, tracking: &Tracking) -> Option<(SlotNo, TrackRange)> {
+        let slot = self.cargo.free_slot()?;
+        self.unreadable.retain(|_, retry_at| *retry_at > now_ms);
+        let urgent = self.urgent.keys().copied().find(|track| !self.cargo.has(*track));
+        if let Some(track) = urgent {
+            let taken = tracking.take(track, 1, |_| true);
+            if taken.count > 0 {
+                self.cargo.begin_read(slot, taken, now_ms);
+                return Some((slot, taken));
+            }
+        }
+        if self.unreadable.len() + self.single.len() >= UNREADABLE_MAX || !self.pace.open(now_ms) {
+            return None;
+        }
+        let tracks = self.take_next(now_ms, tracking)?;
+        self.cargo.begin_read(slot, tracks, now_ms);
+        Some((slot, tracks))
+    }
+
+    /// Takes the next run behind the cursor, going round once.
+    fn take_next(&mut self, now_ms: u64, tracking: &Tracking) -> Option<TrackRange> {
+        if tracking.out_of_sync().count() == 0 {
+            return None;
+        }
+        let start = self.cursor;
+        let (mut from, mut wrapped) = (start, false);
+        loop {
+            let Some(track) = tracking.out_of_sync().next_set(from) else {
+                if wrapped {
+                    return None;
+                }
+                (from, wrapped) = (TrackNo(0), true);
+                self.pass_ended(now_ms);
+                continue;
+            };
+            if wrapped && track >= start {
+                return None;
+            }
+            let max = if self.single.contains(&track) { 1 } else { self.limits.run_tracks };
+            let taken = tracking.take(track, max, |track| {
+                (!self.cargo.has(track) || present(Bug::SentTwiceAtOnce))
+                    && !self.unreadable.contains_key(&track)
+                    && (max == 1 || !self.single.contains(&track))
+            });
+            if taken.count > 0 {
+                self.cursor = TrackNo(taken.end());
+                return Some(taken);
+            }
+            self.passed_over(track);
+            from = TrackNo(track.0 + 1);
+        }
+    }
+
+    /// A marked track could not be taken. If an older content of it is on its way, the mark is younger than that run.
+    fn passed_over(&mut self, track: TrackNo) {
+        let on_its_way = self.cargo.has(track) && !self.cargo.has_image(track);
+        let mark_ms = if on_its_way { self.cargo.oldest_taken_ms().unwrap_or(0) } else { 0 };
+        let oldest = self.sweep.oldest_passed_ms.get_or_insert(mark_ms);
+        *oldest = mark_ms.min(*oldest);
+    }
+
+    fn pass_ended(&mut self, now_ms: u64) {
+        if self.sweep.finished.is_none() {
+            let all_before = self.sweep.oldest_passed_ms.unwrap_or(u64::MAX).min(self.sweep.began_ms);
+            self.sweep.finished = Some((all_before, self.cargo.serials().0));
+        }
+        self.sweep.began_ms = now_ms;
+        self.sweep.oldest_passed_ms = None;
+    }
+
+    /// The slot's tracks were read; `zero` says of each whether it is all zeroes.
+    pub fn read_done(&mut self, slot: SlotNo, tracking: &Tracking, zero: impl Fn(TrackNo) -> bool) {
+        let Slot::Reading(tracks) = self.cargo.slots[slot.0] else { return };
+        for track in tracks.iter() {
+            self.single.remove(&track);
+        }
+        let claimed = self.policy.send_first && self.cut.is_some();
+        self.cargo.read(slot, claimed, zero);
+        if !claimed {
+            tracking.image_read(tracks);
+        }
+    }
+
+    /// The slot's tracks could not be read: they stay marked, and the others go on (H15).
+    pub fn read_failed(&mut self, slot: SlotNo, now_ms: u64, tracking: &Tracking) {
+        let Slot::Reading(tracks) = self.cargo.slots[slot.0] else { return };
+        self.totals.primary_errors += 1;
+        tracking.image_lost(tracks);
+        if tracks.count == 1 {
+            self.single.remove(&tracks.start);
+            self.unreadable.insert(tracks.start, now_ms + UNREADABLE_RETRY_MS);
+        } else {
+            self.single.extend(tracks.iter());
+        }
+        self.cargo.end(slot);
+    }
+
+    // Sending.
+
+    fn next_send(&mut self, now_ms: u64) -> Option<Op> {
+        let sending = self.cargo.slots.iter().any(|slot| matches!(slot, Slot::Sending { sending, .. } if *sending > 0));
+        if !self.link.is_up() && (self.link.allows(now_ms, 1) == 0 || sending) {
+            return None;
+        }
+        self.cargo.slots.iter_mut().enumerate().find_map(|(index, slot)| match slot {
+            Slot::Sending { waiting, sending, .. } => {
+                let segment = waiting.pop_front()?;
+                *sending += 1;
+                Some(Op::Write(SlotNo(index), segment))
+            }
+            _ => None,
+        })
+    }
+
+    /// A part of a slot is at the secondary, or failed to get there.
+    pub fn write_done(&mut self, slot: SlotNo, segment: Segment, ok: bool, now_ms: u64, tracking: &Tracking) {
+        let again = (self.cut_counts() && !present(Bug::ResendFromPrimary)) || ok;
+        if ok {
+            self.acknowledged(segment.tracks, segment.zero, now_ms, tracking);
+        } else {
+            self.failed(now_ms);
+        }
+        let Slot::Sending { tracks, waiting, sending, claimed } = &mut self.cargo.slots[slot.0] else { return };
+        *sending -= 1;
+        if !ok && again {
+            waiting.push_front(segment);
+        }
+        let (tracks, claimed, ended) = (*tracks, *claimed, *sending == 0 && (waiting.is_empty() || !again));
+        if !ok && !again {
+            tracking.mark_out_of_sync(segment.tracks);
+        }
+        if ended {
+            // Without an increment a run that failed is not kept: what it held is marked and will be read anew.
+            if !again {
+                tracking.mark_out_of_sync(tracks);
+            }
+            if claimed {
+                tracking.image_read(tracks);
+            }
+            self.cargo.end(slot);
+        }
+    }
+
+    /// A before-image is at the secondary, or failed to get there.
+    pub fn image_done(&mut self, image: ImageNo, ok: bool, now_ms: u64, tracking: &Tracking) {
+        let Some((track, ImageState::Sending)) = self.cargo.images.get(&image).copied() else { return };
+        if ok {
+            self.acknowledged(TrackRange::one(track), false, now_ms, tracking);
+        } else {
+            self.failed(now_ms);
+            if self.cut_counts() {
+                self.cargo.image_again(image);
+                return;
+            }
+            tracking.mark_out_of_sync(TrackRange::one(track));
+        }
+        self.cargo.end_image(image);
+        if !present(Bug::ImageFreedEarly) {
+            self.freed.push(image);
+        }
+    }
+
+    /// The content in memory is not what was read (H20). It is never sent.
+    pub fn slot_damaged(&mut self, slot: SlotNo, segment: Segment, now_ms: u64, tracking: &Tracking) {
+        self.totals.checksum_errors += 1;
+        self.doom(AbortReason::ImageLost);
+        self.write_done(slot, segment, false, now_ms, tracking);
+    }
+
+    /// As [`Self::slot_damaged`], of a before-image.
+    pub fn image_damaged(&mut self, image: ImageNo, now_ms: u64, tracking: &Tracking) {
+        self.totals.checksum_errors += 1;
+        self.doom(AbortReason::ImageLost);
+        self.image_done(image, false, now_ms, tracking);
+    }
+
+    fn acknowledged(&mut self, tracks: TrackRange, zero: bool, now_ms: u64, tracking: &Tracking) {
+        self.link.succeeded();
+        if self.unflushed.is_empty() {
+            self.unflushed_since_ms = now_ms;
+        }
+        let (_, bytes) = tracking.geometry().bytes(tracks);
+        self.unflushed.push(tracks);
+        self.unflushed_bytes += bytes;
+        self.totals.bytes += bytes;
+        self.totals.tracks += tracks.count;
+        if zero {
+            self.totals.zero_tracks += tracks.count;
+        }
+    }
+
+    fn failed(&mut self, now_ms: u64) {
+        self.totals.secondary_errors += 1;
+        self.link.failed(now_ms);
+    }
+
+    // Flushing.
+
+    fn flush_due(&self, now_ms: u64, tracking: &Tracking) -> bool {
+        if self.unflushed.is_empty() || self.flushing.is_some() || self.link.allows(now_ms, 1) == 0 {
+            return false;
+        }
+        let end_of_drain = self.cut.is_some() && tracking.out_of_sync().count() == 0 && self.cargo.is_empty();
+        end_of_drain
+            || self.unflushed_bytes >= self.limits.flush_bytes
+            || now_ms >= self.unflushed_since_ms + self.limits.flush_ms
+    }
+
+    fn begin_flush(&mut self) -> Op {
+        self.flushing = Some(std::mem::take(&mut self.unflushed));
+        self.unflushed_bytes = 0;
+        self.sweep.flushing_ms = self.sweep.acknowledged_ms;
+        Op::Flush
+    }
+
+    /// Everything acknowledged before the flush is durable, or all of it must be taken for lost (H7).
+    pub fn flush_done(&mut self, ok: bool, now_ms: u64, tracking: &Tracking) {
+        let covered = self.flushing.take().unwrap_or_default();
+        if ok || present(Bug::FlushFailureIgnored) {
+            self.totals.flushes += 1;
+            self.link.succeeded();
+            self.sweep.synced_ms = self.sweep.synced_ms.max(self.sweep.flushing_ms);
+            return;
+        }
+        self.failed(now_ms);
+        self.doom(AbortReason::FlushFailed);
+        // What was acknowledged since the last good flush, the later part included: the failed one may have eaten it.
+        for tracks in covered.into_iter().chain(std::mem::take(&mut self.unflushed)) {
+            tracking.mark_out_of_sync(tracks);
+        }
+        self.unflushed_bytes = 0;
+    }
+}

@@ -1,0 +1,313 @@
+//! A host request's life, one queue's worth of it (DESIGN: a write's life).
+//!
+//! 1. Arrive: be let in to an epoch, or be parked while the volume holds.
+//! 2. (Durable intent of the regions touched goes here: nothing may be submitted before it is on media.)
+//! 3. Mark every track touched. After a cut, settle the collisions: tracks that the cut still needs.
+//! 4. Write to the primary.
+//! 5. Done, well or badly: mark again, count down, answer.
+//!
+//! A state machine per tag without locks, allocation or logging; all I/O goes through [`QueueIo`]. It runs on the queue's
+//! own thread only. It must never let a write that collides reach the primary before the old content is safe, and never
+//! wait for anything: what cannot go on is parked, and looked at again when the doorbell rings.
+
+use crate::frontend::{Op, QueueIo, Request, Tag, Zeroing};
+use crate::geometry::{TrackNo, TrackRange};
+use crate::tracking::{Admission, Collision, Ticket, Tracking, Waiter};
+use crate::uploader::{ImageNo, Message};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+/// A request that the primary turns away for now is repeated this often before it fails.
+const AGAIN_MAX: u8 = 16;
+
+/// Totals of one queue; read by others at any time.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct HostCounters {
+    pub reads: AtomicU64,
+    pub writes: AtomicU64,
+    pub flushes: AtomicU64,
+    pub discards: AtomicU64,
+    pub errors: AtomicU64,
+    pub read_bytes: AtomicU64,
+    pub write_bytes: AtomicU64,
+    pub collisions: AtomicU64,
+    pub collisions_kept: AtomicU64,
+    pub collisions_sent_first: AtomicU64,
+    /// Longest time a write was parked, in microseconds.
+    pub wait_us_max: AtomicU64,
+}
+
+/// Adds without a locked instruction: each counter has one writer.
+fn add(counter: &AtomicU64, value: u64) {
+    counter.store(counter.load(Relaxed) + value, Relaxed);
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Idle,
+    /// Waits to be let in.
+    Held,
+    /// Let in; collisions before `next` are settled, `reading` images are being read. Parked if `parked`.
+    Colliding {
+        next: TrackNo,
+        reading: u16,
+        parked: bool,
+    },
+    /// At the primary; the first `done` bytes are finished.
+    Submitted {
+        done: u32,
+        again: u8,
+    },
+}
+
+#[derive(Debug)]
+struct Slot {
+    request: Request,
+    tracks: TrackRange,
+    ticket: Option<Ticket>,
+    stage: Stage,
+    /// When it was parked first, in microseconds; 0 if never.
+    parked_us: u64,
+    /// It waited for the drain to send a track.
+    sent_first: bool,
+}
+
+impl Slot {
+    const NONE: Request = Request { op: Op::Flush, offset: 0, length: 0 };
+
+    fn new() -> Self {
+        let tracks = TrackRange { start: TrackNo(0), count: 0 };
+        Self { request: Self::NONE, tracks, ticket: None, stage: Stage::Idle, parked_us: 0, sent_first: false }
+    }
+}
+
+/// The requests of one queue.
+#[derive(Debug)]
+pub struct Host {
+    queue: usize,
+    tracking: Arc<Tracking>,
+    /// A colliding write waits for the secondary (seed 004 FIG 6).
+    send_first: Arc<AtomicBool>,
+    counters: Arc<HostCounters>,
+    slots: Box<[Slot]>,
+    /// Tags that wait for the doorbell, in the order of their arrival; room for all of them.
+    parked: Vec<Tag>,
+}
+
+impl Host {
+    pub fn new(
+        queue: usize,
+        depth: u16,
+        tracking: Arc<Tracking>,
+        send_first: Arc<AtomicBool>,
+        counters: Arc<HostCounters>,
+    ) -> Self {
+        let slots = (0..depth).map(|_| Slot::new()).collect();
+        Self { queue, tracking, send_first, counters, slots, parked: Vec::with_capacity(usize::from(depth)) }
+    }
+
+    /// Whether a write waits for the doorbell.
+    pub fn has_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
+    /// A request has come.
+    #[inline]
+    pub fn arrive(&mut self, tag: Tag, request: Request, io: &mut impl QueueIo) {
+        let slot = &mut self.slots[usize::from(tag)];
+        debug_assert_eq!(slot.stage, Stage::Idle, "tag {tag} is in use");
+        slot.request = request;
+        slot.parked_us = 0;
+        slot.sent_first = false;
+        if request.modifies() {
+            slot.tracks = self.tracking.geometry().touched(request.offset, u64::from(request.length));
+            self.enter(tag, io);
+        } else {
+            self.submit(tag, 0, 0, io);
+        }
+    }
+
+    /// Steps 1 to 3: be let in, mark, settle collisions.
+    fn enter(&mut self, tag: Tag, io: &mut impl QueueIo) {
+        let slot = &mut self.slots[usize::from(tag)];
+        let Admission::Admitted(ticket) = self.tracking.admit(self.queue) else {
+            slot.stage = Stage::Held;
+            self.park(tag, io);
+            return;
+        };
+        self.tracking.mark(&ticket, slot.tracks);
+        let may_collide = self.tracking.may_collide(&ticket);
+        slot.ticket = Some(ticket);
+        if may_collide {
+            slot.stage = Stage::Colliding { next: slot.tracks.start, reading: 0, parked: false };
+            self.collide(tag, io);
+        } else {
+            self.submit(tag, 0, 0, io);
+        }
+    }
+
+    fn park(&mut self, tag: Tag, io: &impl QueueIo) {
+        let slot = &mut self.slots[usize::from(tag)];
+        if slot.parked_us == 0 {
+            slot.parked_us = io.now_us().max(1);
+        }
+        self.parked.push(tag);
+    }
+
+    /// The doorbell rang: whatever was parked is looked at again.
+    pub fn rung(&mut self, io: &mut impl QueueIo) {
+        for _ in 0..self.parked.len() {
+            let tag = self.parked.remove(0);
+            match &mut self.slots[usize::from(tag)].stage {
+                Stage::Held => self.enter(tag, io),
+                Stage::Colliding { parked, .. } => {
+                    *parked = false;
+                    self.collide(tag, io);
+                }
+                Stage::Idle | Stage::Submitted { .. } => debug_assert!(false, "tag {tag} is not parked"),
+            }
+        }
+    }
+
+    /// Settles collisions track by track, until one has to be waited for (seed 004 \[0042\] to \[0044\]).
+    fn collide(&mut self, tag: Tag, io: &mut impl QueueIo) {
+        let slot = &mut self.slots[usize::from(tag)];
+        let (Stage::Colliding { next, reading, parked }, Some(ticket)) = (&mut slot.stage, &slot.ticket) else {
+            return;
+        };
+        let send_first = self.send_first.load(Relaxed);
+        while next.0 < slot.tracks.end() && self.tracking.may_collide(ticket) {
+            let track = *next;
+            match self.tracking.collide(track, Waiter::queue(self.queue)) {
+                Collision::None => {}
+                Collision::Owned => {
+                    if !slot.sent_first {
+                        add(&self.counters.collisions, 1);
+                    }
+                    let image = if send_first { None } else { io.take_image() };
+                    let Some(image) = image else {
+                        // No room to keep the content, or not wanted: the drain sends the track first.
+                        self.tracking.disown(track);
+                        if !slot.sent_first {
+                            slot.sent_first = true;
+                            add(&self.counters.collisions_sent_first, 1);
+                        }
+                        io.tell_drain(Message::Want(track));
+                        *parked = true;
+                        break;
+                    };
+                    add(&self.counters.collisions_kept, 1);
+                    *reading += 1;
+                    let (offset, length) = self.tracking.geometry().bytes(TrackRange::one(track));
+                    io.read_image(tag, image, offset, length);
+                }
+                Collision::Busy => {
+                    *parked = true;
+                    break;
+                }
+            }
+            *next = TrackNo(next.0 + 1);
+        }
+        let (parked, waiting) = (*parked, *reading > 0);
+        io.wake(self.tracking.claims().take_waiters());
+        if parked {
+            self.park(tag, io);
+        } else if !waiting {
+            self.submit(tag, 0, 0, io);
+        }
+    }
+
+    /// A before-image was read, or could not be.
+    pub fn image_read(&mut self, tag: Tag, image: ImageNo, offset: u64, ok: bool, io: &mut impl QueueIo) {
+        let tracks = self.tracking.geometry().touched(offset, 1);
+        // The drain is told before the claim goes, or it could find neither mark nor image.
+        if ok {
+            io.tell_drain(Message::Image(image, tracks.start));
+            self.tracking.image_read(tracks);
+        } else {
+            io.free_image(image);
+            self.tracking.image_lost(tracks);
+            io.tell_drain(Message::ImageLost);
+        }
+        io.wake(self.tracking.claims().take_waiters());
+        let slot = &mut self.slots[usize::from(tag)];
+        let Stage::Colliding { reading, parked, .. } = &mut slot.stage else { return };
+        *reading -= 1;
+        if *reading == 0 && !*parked {
+            self.submit(tag, 0, 0, io);
+        }
+    }
+
+    /// Step 4: to the primary, from `done` bytes on.
+    #[inline]
+    fn submit(&mut self, tag: Tag, done: u32, again: u8, io: &mut impl QueueIo) {
+        let slot = &mut self.slots[usize::from(tag)];
+        if slot.parked_us != 0 && done == 0 && again == 0 {
+            let waited = io.now_us().saturating_sub(slot.parked_us);
+            self.counters.wait_us_max.fetch_max(waited, Relaxed);
+        }
+        slot.stage = Stage::Submitted { done, again };
+        let Request { op, offset, length } = slot.request;
+        match op {
+            Op::Read => io.read(tag, offset + u64::from(done), length - done, done),
+            Op::Write { durable } => io.write(tag, offset + u64::from(done), length - done, done, durable),
+            Op::Flush => io.flush(tag),
+            Op::Discard | Op::WriteZeroes { keep: false } => io.zero(tag, offset, length, Zeroing::Punch),
+            Op::WriteZeroes { keep: true } => io.zero(tag, offset, length, Zeroing::Keep),
+        }
+    }
+
+    /// The primary has answered: a byte count, 0, or a negative errno.
+    #[inline]
+    pub fn primary_done(&mut self, tag: Tag, result: i32, io: &mut impl QueueIo) {
+        let slot = &mut self.slots[usize::from(tag)];
+        let Stage::Submitted { done, again } = slot.stage else { return };
+        let moves_data = matches!(slot.request.op, Op::Read | Op::Write { .. });
+        if (result == -libc::EAGAIN || result == -libc::EINTR) && again < AGAIN_MAX {
+            return self.submit(tag, done, again + 1, io);
+        }
+        let answer = match u32::try_from(result) {
+            // Nothing moved and no error: the end of a primary that shrank under us.
+            Ok(0) if moves_data && done < slot.request.length => -libc::EIO,
+            Ok(moved) if moves_data && done + moved < slot.request.length => {
+                return self.submit(tag, done + moved, 0, io);
+            }
+            Ok(_) if moves_data => i32::try_from(slot.request.length).unwrap_or(-libc::EIO),
+            Ok(_) => 0,
+            // The block layer fails EAGAIN with noise; it means no more here than that the primary would not (ublk.md).
+            Err(_) if result == -libc::EAGAIN => -libc::EIO,
+            Err(_) => result,
+        };
+        self.end(tag, answer, io);
+    }
+
+    /// Step 5: second mark, count, answer.
+    #[inline]
+    fn end(&mut self, tag: Tag, answer: i32, io: &mut impl QueueIo) {
+        let slot = &mut self.slots[usize::from(tag)];
+        slot.stage = Stage::Idle;
+        let (counters, length) = (&*self.counters, u64::from(slot.request.length));
+        match slot.request.op {
+            Op::Read => {
+                add(&counters.reads, 1);
+                add(&counters.read_bytes, length);
+            }
+            Op::Write { .. } => {
+                add(&counters.writes, 1);
+                add(&counters.write_bytes, length);
+            }
+            Op::Flush => add(&counters.flushes, 1),
+            Op::Discard | Op::WriteZeroes { .. } => add(&counters.discards, 1),
+        }
+        if answer < 0 {
+            add(&counters.errors, 1);
+        }
+        if let Some(ticket) = slot.ticket.take()
+            && self.tracking.finish(ticket, slot.tracks)
+        {
+            io.tell_drain(Message::Look);
+        }
+        io.complete(tag, answer);
+    }
+}
