@@ -4,11 +4,18 @@
 //! Modules in reading order, from the bottom: each uses only those above it (`tests/tidy.rs`).
 
 pub mod bugs;
+pub mod cli;
+pub mod control;
+pub mod controller;
+pub mod doorbell;
 pub mod frontend;
 pub mod geometry;
 pub mod group;
 pub mod increment;
 pub mod memory;
+pub mod metadata;
+pub mod secondary;
+pub mod storage;
 pub mod tracking;
 pub mod uploader;
 pub mod volume;

@@ -5,7 +5,7 @@
 # file per kernel choice, current-CHOICE, that names the RELEASE to boot. A kernel directory never changes once it has its
 # name, so a running VM keeps its modules while another call fetches a newer kernel.
 
-vm_cache=${FARPOINT_CACHE:-$HOME/.cache/farpoint}/vm
+vm_cache=${FARPOINT_CACHE:-${HOME:-/root}/.cache/farpoint}/vm
 vm_kernel_choices=(6.12 newest)
 
 say() { printf 'vm: %s\n' "$*" >&2; }
@@ -30,6 +30,7 @@ debian_mirror() {
     codename=$(. /etc/os-release && echo "${ID:-}:${VERSION_CODENAME:-}")
     [[ $codename == debian:?* ]] ||
         die "the test kernels are Debian's and their mirror comes from the machine's apt sources; this is not Debian"
+    # shellcheck disable=SC2016 # apt fills these in
     site=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
         awk -v release="${codename#debian:}" '$2 == release && $3 == "main" { print $1; exit }')
     [[ -n $site ]] || die "no apt source for 'deb ... ${codename#debian:} main' on this machine: add one, then try again"
@@ -108,7 +109,7 @@ package_field() {
 kernel_packages() {
     local suite=$1 image=$2
     echo "$image"
-    package_field "$image" "$suite" Depends | tr ',|' '\n\n' | awk '{ print $1 }' |
+    package_field "$image" "$suite" Depends | tr ',|' '\n' | awk '{ print $1 }' |
         { grep -E '^linux-(binary|modules|base)-[0-9].*-cloud-amd64$' || true; }
 }
 
@@ -160,7 +161,8 @@ unpack_kernel() {
     # Unpacked modules load several times faster in an emulated CPU.
     find "$dir/lib/modules" -name '*.ko.xz' -print0 | xargs -0 -r -n 64 -P "$(nproc)" xz -d
     depmod -b "$dir" "$release"
-    (cd "$dir" && find . -type f ! -name SHA256SUMS -print0 | sort -z | xargs -0 sha256sum >SHA256SUMS)
+    (cd "$dir" && find ./* -type f -print0 | sort -z | xargs -0 sha256sum) >"$dir.sums"
+    mv "$dir.sums" "$dir/SHA256SUMS"
     rm -rf "${vm_cache:?}/kernels/$release"
     mv "$dir" "$vm_cache/kernels/$release"
 }

@@ -3,11 +3,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::limits;
+
 /// Schema name printed at the top of a status report; only additions are made under one number.
 pub const STATUS_SCHEMA: &str = "farpoint.status/1";
 
 /// One command to a controller. Volumes are always named, never given by path: paths come from the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "method", content = "params", rename_all = "kebab-case")]
 pub enum Request {
     /// Takes a volume into service that the configuration describes: opens and checks primary and secondary.
@@ -18,7 +20,7 @@ pub enum Request {
     Up(One),
     /// Stops mirroring and removes the device.
     Down(Down),
-    Status(Some_),
+    Status(Selection),
     /// Makes the cut over all named volumes at once and holds new writes until `run` (seed 004 \[0039\]).
     Start(Start),
     /// Lets the held writes go; they are recorded for the next increment (seed 004 \[0041\]).
@@ -33,6 +35,7 @@ pub enum Request {
     Resume(Many),
     /// Changes settings of running volumes; they last until changed again and are kept over restarts.
     Set(Set),
+    /// A stream, not a question: it reaches the controller as `Call::Subscribe`, never as `Call::Request`.
     Events(Events),
 }
 
@@ -40,6 +43,62 @@ impl Request {
     /// Whether the request changes nothing, so that a peer without the right to command may make it.
     pub fn is_read_only(&self) -> bool {
         matches!(self, Self::Status(_) | Self::Wait(_) | Self::Events(_))
+    }
+
+    /// The word for it on the socket and on the command line.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Create(_) => "create",
+            Self::Delete(_) => "delete",
+            Self::Up(_) => "up",
+            Self::Down(_) => "down",
+            Self::Status(_) => "status",
+            Self::Start(_) => "start",
+            Self::Run(_) => "run",
+            Self::IncrementComplete(_) => "increment-complete",
+            Self::Abort(_) => "abort",
+            Self::Wait(_) => "wait",
+            Self::Pause(_) => "pause",
+            Self::Resume(_) => "resume",
+            Self::Set(_) => "set",
+            Self::Events(_) => "events",
+        }
+    }
+
+    /// The volumes it names, for the log and for error messages.
+    pub fn volumes(&self) -> &[String] {
+        match self {
+            Self::Create(Create { volume, .. })
+            | Self::Delete(One { volume })
+            | Self::Up(One { volume })
+            | Self::Down(Down { volume, .. }) => std::slice::from_ref(volume),
+            Self::Status(Selection { volumes })
+            | Self::Start(Start { volumes, .. })
+            | Self::Run(Many { volumes })
+            | Self::IncrementComplete(Many { volumes })
+            | Self::Abort(Many { volumes })
+            | Self::Wait(Wait { volumes, .. })
+            | Self::Pause(Many { volumes })
+            | Self::Resume(Many { volumes })
+            | Self::Set(Set { volumes, .. }) => volumes,
+            Self::Events(_) => &[],
+        }
+    }
+
+    /// Names and numbers are inside their limits. Every request is checked before a controller sees it.
+    pub fn check(&self) -> Result<(), Failure> {
+        limits::check_names(self.volumes())?;
+        match self {
+            Self::Status(_) | Self::Events(_) => {}
+            _ if self.volumes().is_empty() => {
+                return Err(Failure::new(FailureKind::Usage, "no volume is named; name at least one"));
+            }
+            Self::Start(Start { run_timer_ms: Some(ms), .. }) => limits::RUN_TIMER_MS.check("run_timer_ms", *ms)?,
+            Self::Wait(Wait { timeout_ms: Some(ms), .. }) => limits::TIMEOUT_MS.check("timeout_ms", *ms)?,
+            Self::Set(Set { settings, .. }) => settings.check()?,
+            _ => {}
+        }
+        Ok(())
     }
 }
 
@@ -57,7 +116,7 @@ pub struct Many {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Some_ {
+pub struct Selection {
     /// Empty means all.
     pub volumes: Vec<String>,
 }
@@ -84,8 +143,9 @@ pub struct Down {
 #[serde(deny_unknown_fields)]
 pub struct Start {
     pub volumes: Vec<String>,
-    /// How long writes may be held before the increment is aborted, in milliseconds; the volumes' setting if absent.
-    #[serde(default)]
+    /// How long writes may be held before the increment is aborted, 1 to 60000 milliseconds; the volumes' setting if
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_timer_ms: Option<u64>,
 }
 
@@ -106,8 +166,8 @@ pub enum Until {
 pub struct Wait {
     pub volumes: Vec<String>,
     pub until: Until,
-    /// Forever if absent.
-    #[serde(default)]
+    /// Milliseconds to wait at most, up to a year; forever if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
 }
 
@@ -115,23 +175,57 @@ pub struct Wait {
 #[serde(deny_unknown_fields)]
 pub struct Set {
     pub volumes: Vec<String>,
-    #[serde(flatten)]
     pub settings: SettingsChange,
 }
 
 /// Settings to change; what is absent stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct SettingsChange {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub collision_policy: Option<CollisionPolicy>,
-    /// Bytes per second the drain may send; 0 lifts the limit.
+    /// Bytes per second the drain may send, 64 KiB to 1 TiB; 0 lifts the limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth_limit: Option<u64>,
     /// Milliseconds a hold may last, 1 to 60000.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub run_timer_ms: Option<u64>,
     /// Milliseconds an increment may last, 1000 to 86400000.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub increment_timer_ms: Option<u64>,
     /// Milliseconds a colliding write may wait for the secondary before the increment is aborted, 1 to 60000.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub collision_wait_ms: Option<u64>,
+}
+
+impl SettingsChange {
+    /// Something is to be changed, and to a value inside its limits.
+    pub fn check(&self) -> Result<(), Failure> {
+        if *self == Self::default() {
+            return Err(Failure::new(FailureKind::Usage, "no setting is named; name at least one to change"));
+        }
+        let numbers = [
+            ("bandwidth_limit", self.bandwidth_limit, limits::BANDWIDTH_LIMIT),
+            ("run_timer_ms", self.run_timer_ms, limits::RUN_TIMER_MS),
+            ("increment_timer_ms", self.increment_timer_ms, limits::INCREMENT_TIMER_MS),
+            ("collision_wait_ms", self.collision_wait_ms, limits::COLLISION_WAIT_MS),
+        ];
+        for (key, value, limit) in numbers {
+            if let Some(value) = value {
+                limit.check(key, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what is to be changed into `settings`.
+    pub fn apply(&self, settings: &mut Settings) {
+        settings.collision_policy = self.collision_policy.unwrap_or(settings.collision_policy);
+        settings.bandwidth_limit = self.bandwidth_limit.unwrap_or(settings.bandwidth_limit);
+        settings.run_timer_ms = self.run_timer_ms.unwrap_or(settings.run_timer_ms);
+        settings.increment_timer_ms = self.increment_timer_ms.unwrap_or(settings.increment_timer_ms);
+        settings.collision_wait_ms = self.collision_wait_ms.unwrap_or(settings.collision_wait_ms);
+    }
 }
 
 /// What becomes of a write after the cut to a track that the cut still needs (seed 004 FIG 6 and FIG 7).
@@ -169,6 +263,20 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// The word for it in an error object.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::NotFound => "not-found",
+            Self::WrongState => "wrong-state",
+            Self::TimedOut => "timed-out",
+            Self::Permission => "permission",
+            Self::Io => "io",
+            Self::Unsafe => "unsafe",
+        }
+    }
+
     /// The exit code of the command line, as documented in farpoint(8).
     pub fn exit_code(self) -> u8 {
         match self {
@@ -310,7 +418,7 @@ pub struct VolumeReport {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(default)]
 pub struct Settings {
     pub collision_policy: CollisionPolicy,
     pub bandwidth_limit: u64,
@@ -370,6 +478,7 @@ pub struct Event {
     /// Name of the object; empty for `-`.
     pub name: String,
     /// What is new, as key and value; unchanged keys are left out of a change.
+    #[serde(with = "fields")]
     pub fields: Vec<(String, String)>,
 }
 
@@ -380,4 +489,38 @@ pub enum EventAction {
     Create,
     Change,
     Destroy,
+}
+
+/// An event's fields are one JSON object in their own order, not a list of pairs.
+mod fields {
+    use std::fmt;
+
+    use serde::de::{MapAccess, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    type Fields = Vec<(String, String)>;
+
+    pub(super) fn serialize<S: Serializer>(fields: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(fields.iter().map(|(key, value)| (key, value)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Fields::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
 }

@@ -1,7 +1,14 @@
-//! The host's side: the ublk device, its queues, the requests they bring, and the doorbell that wakes them.
+//! The host's side: the ublk device, its queues, the requests they bring. The only module that knows libublk.
 
+mod device;
+pub mod features;
+pub mod openers;
 mod queue_io;
 mod request;
+pub mod run_dir;
+mod ublk_queue;
 
-pub use queue_io::{QueueIo, Zeroing};
+pub use device::{DeviceError, Shape, UblkDevice};
+pub use queue_io::{Handler, QueueIo, Zeroing};
 pub use request::{Op, Request, SECTOR_SHIFT, Tag};
+pub use ublk_queue::Shared;

@@ -1,7 +1,7 @@
-//! What the write path asks of a queue: requests to the primary, answers to the host, messages to others. The ublk queue
-//! is one implementation, the simulation's queue another.
+//! The two sides of a queue: what the write path asks of it, and what it brings to the write path. The ublk queue is one
+//! implementation of the first, the simulation's queue another; both bring the same to the same [`Handler`].
 
-use super::request::Tag;
+use super::request::{Request, Tag};
 use crate::tracking::Waiters;
 use crate::uploader::{ImageNo, Message};
 
@@ -16,17 +16,15 @@ pub enum Zeroing {
 
 /// What a queue can do for a request. Each submission is answered once, by the call that its comment names.
 pub trait QueueIo {
-    /// Reads into the tag's memory, from `done` bytes on; answered by [`Host::primary_done`].
-    ///
-    /// [`Host::primary_done`]: crate::volume::Host::primary_done
+    /// Reads into the tag's memory, from `done` bytes on; answered by [`Handler::primary_done`].
     fn read(&mut self, tag: Tag, offset: u64, length: u32, done: u32);
-    /// Writes the tag's memory, from `done` bytes on; `primary_done`.
+    /// Writes the tag's memory, from `done` bytes on; [`Handler::primary_done`].
     fn write(&mut self, tag: Tag, offset: u64, length: u32, done: u32, durable: bool);
-    /// Makes every acknowledged write durable; `primary_done`.
+    /// Makes every acknowledged write durable; [`Handler::primary_done`].
     fn flush(&mut self, tag: Tag);
-    /// Makes a range zero; `primary_done`.
+    /// Makes a range zero; [`Handler::primary_done`].
     fn zero(&mut self, tag: Tag, offset: u64, length: u32, how: Zeroing);
-    /// Reads a track of the primary into a before-image's memory; answered by `image_read`.
+    /// Reads a track of the primary into a before-image's memory; [`Handler::image_read`].
     fn read_image(&mut self, tag: Tag, image: ImageNo, offset: u64, length: u64);
     /// Answers the host: the byte count or 0, or a negative errno.
     fn complete(&mut self, tag: Tag, result: i32);
@@ -39,4 +37,16 @@ pub trait QueueIo {
     fn wake(&mut self, waiters: Waiters);
     /// A monotonic clock in microseconds; asked only when a write has to wait.
     fn now_us(&self) -> u64;
+}
+
+/// What a queue brings.
+pub trait Handler {
+    /// A request has come.
+    fn arrive(&mut self, tag: Tag, request: Request, io: &mut impl QueueIo);
+    /// The primary has answered: a byte count, 0, or a negative errno.
+    fn primary_done(&mut self, tag: Tag, result: i32, io: &mut impl QueueIo);
+    /// A before-image from `offset` was read, or could not be.
+    fn image_read(&mut self, tag: Tag, image: ImageNo, offset: u64, ok: bool, io: &mut impl QueueIo);
+    /// The doorbell rang.
+    fn rung(&mut self, io: &mut impl QueueIo);
 }

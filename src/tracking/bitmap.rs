@@ -184,7 +184,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn bitmap(tracks: u64) -> Bitmap {
-        Bitmap::new(tracks, Words::zeroed(Bitmap::words_for(tracks)).expect("memory"))
+        Bitmap::new(tracks, Words::new(index(Bitmap::words_for(tracks))).expect("memory"))
     }
 
     #[test]

@@ -94,7 +94,16 @@ impl Cargo {
         slots + self.images.values().filter(|(_, state)| *state == ImageState::Sending).count()
     }
 
-    /// Tracks in slots and images.
+    /// Everything in slots and images.
+    pub fn all_tracks(&self) -> Vec<TrackRange> {
+        let slots = self.slots.iter().filter_map(|slot| match slot {
+            Slot::Free => None,
+            Slot::Reading(tracks) | Slot::Sending { tracks, .. } => Some(*tracks),
+        });
+        slots.chain(self.images.values().map(|(track, _)| TrackRange::one(*track))).collect()
+    }
+
+    /// Number of tracks in slots and images.
     pub fn tracks(&self) -> u64 {
         let slots = self.slots.iter().map(|slot| match slot {
             Slot::Free => 0,

@@ -2,11 +2,18 @@
 //! `ring` carries out.
 
 mod cargo;
+mod images;
 mod link;
+mod mailbox;
 mod message;
 mod pace;
 mod plan;
+mod requests;
+mod ring;
 
 pub use cargo::{ImageNo, Segment, SlotNo};
+pub use images::Images;
+pub use mailbox::Mailbox;
 pub use message::Message;
 pub use plan::{Drain, Limits, Op, Policy, Report, Totals};
+pub use ring::{Figures, Parts, Uploader};

@@ -100,6 +100,7 @@ pub struct Drain {
     limits: Limits,
     policy: Policy,
     paused: bool,
+    stopping: bool,
     cargo: Cargo,
     link: Link,
     pace: Pace,
@@ -144,6 +145,7 @@ impl Drain {
             limits,
             policy,
             paused: false,
+            stopping: false,
             cargo: Cargo::new(limits.window),
             link: Link::new(seed),
             pace: Pace::new(policy.bandwidth),
@@ -166,6 +168,26 @@ impl Drain {
 
     pub fn pause(&mut self, paused: bool) {
         self.paused = paused;
+    }
+
+    /// Begin nothing new but a last flush.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Whether nothing is left to wait for once stopped: what is on its way has arrived and was flushed, or was given up.
+    pub fn is_settled(&self) -> bool {
+        self.unflushed.is_empty() && self.flushing.is_none()
+    }
+
+    /// The end: whatever is not known to be durable at the secondary is put back out of sync.
+    pub fn give_up(&mut self, tracking: &Tracking) {
+        for tracks in self.cargo.all_tracks() {
+            tracking.mark_out_of_sync(tracks);
+        }
+        for tracks in self.flushing.take().into_iter().flatten().chain(std::mem::take(&mut self.unflushed)) {
+            tracking.mark_out_of_sync(tracks);
+        }
     }
 
     pub fn set_policy(&mut self, policy: Policy) {
@@ -241,7 +263,7 @@ impl Drain {
     /// The next request, or nothing until an answer comes or [`Self::wake_at`]. To be asked until it says nothing.
     pub fn poll(&mut self, now_ms: u64, tracking: &Tracking) -> Option<Op> {
         self.observe(now_ms, tracking);
-        if self.paused {
+        if self.paused || self.stopping {
             return self.flush_due(now_ms, tracking).then(|| self.begin_flush());
         }
         let busy = tracking.in_flight() > 0;
@@ -272,7 +294,7 @@ impl Drain {
             .then(|| (self.unflushed_since_ms + self.limits.flush_ms).max(now_ms + 1));
         let unreadable = self.unreadable.values().min().copied();
         let urgent = self.urgent.values().min().map(|since| since + self.policy.collision_wait_ms);
-        let work = !self.paused && tracking.out_of_sync().count() > 0;
+        let work = !self.paused && !self.stopping && tracking.out_of_sync().count() > 0;
         let pace = work.then(|| self.pace.opens_at_ms(now_ms)).flatten();
         [flush, unreadable, urgent, pace, self.link.retry_at_ms(now_ms)].into_iter().flatten().min()
     }
@@ -598,6 +620,7 @@ impl Drain {
         }
         let end_of_drain = self.cut.is_some() && tracking.out_of_sync().count() == 0 && self.cargo.is_empty();
         end_of_drain
+            || self.stopping
             || self.unflushed_bytes >= self.limits.flush_bytes
             || now_ms >= self.unflushed_since_ms + self.limits.flush_ms
     }

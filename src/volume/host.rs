@@ -10,7 +10,7 @@
 //! own thread only. It must never let a write that collides reach the primary before the old content is safe, and never
 //! wait for anything: what cannot go on is parked, and looked at again when the doorbell rings.
 
-use crate::frontend::{Op, QueueIo, Request, Tag, Zeroing};
+use crate::frontend::{Handler, Op, QueueIo, Request, Tag, Zeroing};
 use crate::geometry::{TrackNo, TrackRange};
 use crate::tracking::{Admission, Collision, Ticket, Tracking, Waiter};
 use crate::uploader::{ImageNo, Message};
@@ -112,22 +112,6 @@ impl Host {
         !self.parked.is_empty()
     }
 
-    /// A request has come.
-    #[inline]
-    pub fn arrive(&mut self, tag: Tag, request: Request, io: &mut impl QueueIo) {
-        let slot = &mut self.slots[usize::from(tag)];
-        debug_assert_eq!(slot.stage, Stage::Idle, "tag {tag} is in use");
-        slot.request = request;
-        slot.parked_us = 0;
-        slot.sent_first = false;
-        if request.modifies() {
-            slot.tracks = self.tracking.geometry().touched(request.offset, u64::from(request.length));
-            self.enter(tag, io);
-        } else {
-            self.submit(tag, 0, 0, io);
-        }
-    }
-
     /// Steps 1 to 3: be let in, mark, settle collisions.
     fn enter(&mut self, tag: Tag, io: &mut impl QueueIo) {
         let slot = &mut self.slots[usize::from(tag)];
@@ -153,21 +137,6 @@ impl Host {
             slot.parked_us = io.now_us().max(1);
         }
         self.parked.push(tag);
-    }
-
-    /// The doorbell rang: whatever was parked is looked at again.
-    pub fn rung(&mut self, io: &mut impl QueueIo) {
-        for _ in 0..self.parked.len() {
-            let tag = self.parked.remove(0);
-            match &mut self.slots[usize::from(tag)].stage {
-                Stage::Held => self.enter(tag, io),
-                Stage::Colliding { parked, .. } => {
-                    *parked = false;
-                    self.collide(tag, io);
-                }
-                Stage::Idle | Stage::Submitted { .. } => debug_assert!(false, "tag {tag} is not parked"),
-            }
-        }
     }
 
     /// Settles collisions track by track, until one has to be waited for (seed 004 \[0042\] to \[0044\]).
@@ -218,27 +187,6 @@ impl Host {
         }
     }
 
-    /// A before-image was read, or could not be.
-    pub fn image_read(&mut self, tag: Tag, image: ImageNo, offset: u64, ok: bool, io: &mut impl QueueIo) {
-        let tracks = self.tracking.geometry().touched(offset, 1);
-        // The drain is told before the claim goes, or it could find neither mark nor image.
-        if ok {
-            io.tell_drain(Message::Image(image, tracks.start));
-            self.tracking.image_read(tracks);
-        } else {
-            io.free_image(image);
-            self.tracking.image_lost(tracks);
-            io.tell_drain(Message::ImageLost);
-        }
-        io.wake(self.tracking.claims().take_waiters());
-        let slot = &mut self.slots[usize::from(tag)];
-        let Stage::Colliding { reading, parked, .. } = &mut slot.stage else { return };
-        *reading -= 1;
-        if *reading == 0 && !*parked {
-            self.submit(tag, 0, 0, io);
-        }
-    }
-
     /// Step 4: to the primary, from `done` bytes on.
     #[inline]
     fn submit(&mut self, tag: Tag, done: u32, again: u8, io: &mut impl QueueIo) {
@@ -256,30 +204,6 @@ impl Host {
             Op::Discard | Op::WriteZeroes { keep: false } => io.zero(tag, offset, length, Zeroing::Punch),
             Op::WriteZeroes { keep: true } => io.zero(tag, offset, length, Zeroing::Keep),
         }
-    }
-
-    /// The primary has answered: a byte count, 0, or a negative errno.
-    #[inline]
-    pub fn primary_done(&mut self, tag: Tag, result: i32, io: &mut impl QueueIo) {
-        let slot = &mut self.slots[usize::from(tag)];
-        let Stage::Submitted { done, again } = slot.stage else { return };
-        let moves_data = matches!(slot.request.op, Op::Read | Op::Write { .. });
-        if (result == -libc::EAGAIN || result == -libc::EINTR) && again < AGAIN_MAX {
-            return self.submit(tag, done, again + 1, io);
-        }
-        let answer = match u32::try_from(result) {
-            // Nothing moved and no error: the end of a primary that shrank under us.
-            Ok(0) if moves_data && done < slot.request.length => -libc::EIO,
-            Ok(moved) if moves_data && done + moved < slot.request.length => {
-                return self.submit(tag, done + moved, 0, io);
-            }
-            Ok(_) if moves_data => i32::try_from(slot.request.length).unwrap_or(-libc::EIO),
-            Ok(_) => 0,
-            // The block layer fails EAGAIN with noise; it means no more here than that the primary would not (ublk.md).
-            Err(_) if result == -libc::EAGAIN => -libc::EIO,
-            Err(_) => result,
-        };
-        self.end(tag, answer, io);
     }
 
     /// Step 5: second mark, count, answer.
@@ -309,5 +233,83 @@ impl Host {
             io.tell_drain(Message::Look);
         }
         io.complete(tag, answer);
+    }
+}
+
+impl Handler for Host {
+    /// A request has come.
+    #[inline]
+    fn arrive(&mut self, tag: Tag, request: Request, io: &mut impl QueueIo) {
+        let slot = &mut self.slots[usize::from(tag)];
+        debug_assert_eq!(slot.stage, Stage::Idle, "tag {tag} is in use");
+        slot.request = request;
+        slot.parked_us = 0;
+        slot.sent_first = false;
+        if request.modifies() {
+            slot.tracks = self.tracking.geometry().touched(request.offset, u64::from(request.length));
+            self.enter(tag, io);
+        } else {
+            self.submit(tag, 0, 0, io);
+        }
+    }
+
+    /// The primary has answered: a byte count, 0, or a negative errno.
+    #[inline]
+    fn primary_done(&mut self, tag: Tag, result: i32, io: &mut impl QueueIo) {
+        let slot = &mut self.slots[usize::from(tag)];
+        let Stage::Submitted { done, again } = slot.stage else { return };
+        let moves_data = matches!(slot.request.op, Op::Read | Op::Write { .. });
+        if (result == -libc::EAGAIN || result == -libc::EINTR) && again < AGAIN_MAX {
+            return self.submit(tag, done, again + 1, io);
+        }
+        let answer = match u32::try_from(result) {
+            // Nothing moved and no error: the end of a primary that shrank under us.
+            Ok(0) if moves_data && done < slot.request.length => -libc::EIO,
+            Ok(moved) if moves_data && done + moved < slot.request.length => {
+                return self.submit(tag, done + moved, 0, io);
+            }
+            Ok(_) if moves_data => i32::try_from(slot.request.length).unwrap_or(-libc::EIO),
+            Ok(_) => 0,
+            // The block layer fails EAGAIN with noise; it means no more here than that the primary would not (ublk.md).
+            Err(_) if result == -libc::EAGAIN => -libc::EIO,
+            Err(_) => result,
+        };
+        self.end(tag, answer, io);
+    }
+
+    /// A before-image was read, or could not be.
+    fn image_read(&mut self, tag: Tag, image: ImageNo, offset: u64, ok: bool, io: &mut impl QueueIo) {
+        let tracks = self.tracking.geometry().touched(offset, 1);
+        // The drain is told before the claim goes, or it could find neither mark nor image.
+        if ok {
+            io.tell_drain(Message::Image(image, tracks.start));
+            self.tracking.image_read(tracks);
+        } else {
+            io.free_image(image);
+            self.tracking.image_lost(tracks);
+            io.tell_drain(Message::ImageLost);
+        }
+        io.wake(self.tracking.claims().take_waiters());
+        let slot = &mut self.slots[usize::from(tag)];
+        let Stage::Colliding { reading, parked, .. } = &mut slot.stage else { return };
+        *reading -= 1;
+        if *reading == 0 && !*parked {
+            self.submit(tag, 0, 0, io);
+        }
+    }
+
+    /// The doorbell rang: whatever was parked is looked at again.
+    fn rung(&mut self, io: &mut impl QueueIo) {
+        for _ in 0..self.parked.len() {
+            let tag = self.parked.remove(0);
+            match &mut self.slots[usize::from(tag)].stage {
+                Stage::Held => self.enter(tag, io),
+                Stage::Colliding { parked, .. } => {
+                    *parked = false;
+                    self.collide(tag, io);
+                }
+                Stage::Idle | Stage::Submitted { .. } => debug_assert!(false, "tag {tag} is not parked"),
+            }
+        }
     }
 }

@@ -1,5 +1,258 @@
-//! One running volume: joins the device, the tracking, and the drain.
+//! One running volume: joins the device, the tracking and the drain, and is what the controller commands.
+//!
+//! It decides nothing about increments: it carries out what the increment machine says ([`Volume::arm`],
+//! [`Volume::release`], [`Volume::retire`]) and tells it what the drain reports.
 
 mod host;
 
 pub use host::{Host, HostCounters};
+
+use crate::doorbell::Doorbell;
+use crate::frontend::{DeviceError, Shape, Shared, UblkDevice};
+use crate::geometry::Geometry;
+use crate::memory::{MemoryError, Words};
+use crate::metadata::Tracks;
+use crate::secondary::Secondary;
+use crate::storage::Device;
+use crate::tracking::{Bitmap, Epoch, Tracking};
+use crate::uploader::{Drain, Figures, Images, Limits, Mailbox, Message, Parts, Policy, Report, Uploader};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+/// Largest request to the secondary, in bytes.
+const RUN_BYTES: u64 = 1 << 20;
+/// The secondary is flushed after this much, in bytes, or this long, in milliseconds.
+const FLUSH_BYTES: u64 = 256 << 20;
+const FLUSH_MS: u64 = 500;
+
+/// How a volume is to run.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    pub name: String,
+    pub track_size: u64,
+    pub queues: u16,
+    pub depth: u16,
+    /// Memory for before-images, in bytes.
+    pub image_bytes: u64,
+    /// Most requests to the secondary at a time.
+    pub window: usize,
+    pub policy: Policy,
+}
+
+/// Tracks out of sync at the start.
+#[derive(Debug)]
+pub enum Marks {
+    All,
+    These(Tracks),
+}
+
+/// Why a volume could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    #[error("{0}")]
+    Geometry(#[from] crate::geometry::GeometryError),
+    #[error("{0}")]
+    Memory(#[from] MemoryError),
+    #[error("cannot start the drain: {0}")]
+    Drain(io::Error),
+    #[error("{0}")]
+    Device(#[from] DeviceError),
+}
+
+/// A volume whose device exists.
+#[derive(Debug)]
+pub struct Volume {
+    tracking: Arc<Tracking>,
+    device: UblkDevice,
+    shared: Arc<Shared>,
+    mailbox: Arc<Mailbox>,
+    figures: Arc<Mutex<Figures>>,
+    counters: Vec<Arc<HostCounters>>,
+    send_first: Arc<AtomicBool>,
+    drain: JoinHandle<io::Result<()>>,
+}
+
+impl Volume {
+    /// Makes the device over `primary` and starts draining to `secondary`. Blocks; not for the control thread.
+    pub fn up(
+        spec: &Spec,
+        primary: Arc<Device>,
+        secondary: Arc<Device>,
+        marks: &Marks,
+        epoch: Arc<Epoch>,
+        began: Instant,
+        report: impl Fn(Report) + Send + 'static,
+    ) -> Result<Self, VolumeError> {
+        let geometry = Geometry::new(primary.size(), spec.track_size)?;
+        let tracking = Arc::new(Tracking::new(geometry, spec.queues.into(), epoch, structures(&geometry)?));
+        match marks {
+            Marks::All => tracking.out_of_sync().set_all(),
+            Marks::These(tracks) => tracks.mark(tracking.out_of_sync()),
+        }
+        let track_size = usize::try_from(spec.track_size).unwrap_or(usize::MAX);
+        let image_count = usize::try_from(spec.image_bytes / spec.track_size).unwrap_or(0);
+        let images = Arc::new(Images::new(image_count, track_size)?);
+        let bells = (0..spec.queues).map(|_| Doorbell::new()).collect::<nix::Result<Box<[Doorbell]>>>();
+        let bells = bells.map_err(|error| VolumeError::Drain(error.into()))?;
+        let mailbox = Mailbox::new(image_count + usize::from(spec.depth) * usize::from(spec.queues) + 64);
+        let mailbox = Arc::new(mailbox.map_err(|error| VolumeError::Drain(error.into()))?);
+        let zeroing = primary.limits().zeroing;
+        let shared = Arc::new(Shared { images: images.clone(), drain: mailbox.clone(), bells, zeroing, began });
+        let counters: Vec<_> = (0..spec.queues).map(|_| Arc::new(HostCounters::default())).collect();
+        let send_first = Arc::new(AtomicBool::new(spec.policy.send_first));
+
+        let figures = Arc::new(Mutex::new(Figures::default()));
+        let to_wake = shared.clone();
+        let parts = Parts {
+            tracking: tracking.clone(),
+            primary: primary.clone(),
+            secondary: Secondary::new(&secondary, geometry.size()),
+            secondary_device: secondary,
+            images,
+            mailbox: mailbox.clone(),
+            drain: Drain::new(limits(spec), spec.policy, seed(&spec.name)),
+            began,
+            wake: Box::new(move |waiters| to_wake.wake_queues(waiters)),
+            report: Box::new(report),
+            figures: figures.clone(),
+        };
+        let uploader = Uploader::new(parts, spec.window, usize::try_from(run_bytes(spec)).unwrap_or(usize::MAX));
+        let uploader = uploader.map_err(VolumeError::Drain)?;
+
+        let device = Self::device(spec, &tracking, primary, &shared, &counters, &send_first)?;
+        let drain = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(move || uploader.run());
+        match drain {
+            Ok(drain) => Ok(Self { tracking, device, shared, mailbox, figures, counters, send_first, drain }),
+            Err(error) => {
+                device.stop()?;
+                Err(VolumeError::Drain(error))
+            }
+        }
+    }
+
+    fn device(
+        spec: &Spec,
+        tracking: &Arc<Tracking>,
+        primary: Arc<Device>,
+        shared: &Arc<Shared>,
+        counters: &[Arc<HostCounters>],
+        send_first: &Arc<AtomicBool>,
+    ) -> Result<UblkDevice, DeviceError> {
+        let (tracking, counters, send_first) = (tracking.clone(), counters.to_vec(), send_first.clone());
+        let depth = spec.depth;
+        let handler =
+            move |queue: usize| Host::new(queue, depth, tracking.clone(), send_first.clone(), counters[queue].clone());
+        let shape = Shape { size: primary.size(), queues: spec.queues, depth };
+        UblkDevice::start(&spec.name, shape, primary, shared.clone(), handler)
+    }
+
+    /// Stops the device and then the drain, and says which tracks are out of sync. Blocks; not for the control thread.
+    ///
+    /// The volume must not be holding: held writes keep a device from stopping.
+    pub fn down(self) -> Result<Tracks, VolumeError> {
+        self.device.stop()?;
+        self.mailbox.tell(Message::Stop);
+        match self.drain.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(VolumeError::Drain(error)),
+            Err(_) => return Err(VolumeError::Drain(io::Error::other("the drain's thread has panicked"))),
+        }
+        let mut tracks = Tracks::of(self.tracking.out_of_sync());
+        tracks.add(self.tracking.change_recording());
+        Ok(tracks)
+    }
+
+    pub fn tracking(&self) -> &Tracking {
+        &self.tracking
+    }
+
+    pub fn device_path(&self) -> String {
+        self.device.path()
+    }
+
+    pub fn device_id(&self) -> u32 {
+        self.device.id()
+    }
+
+    /// Makes the volume part of the cut that the epoch `cut` begins.
+    pub fn arm(&self, cut: u64) {
+        self.tracking.arm(cut);
+    }
+
+    /// The epoch has begun: the drain has to notice even if no write tells it.
+    pub fn cut(&self) {
+        self.mailbox.tell(Message::Look);
+    }
+
+    /// Lets the held writes go.
+    pub fn release(&self) {
+        self.tracking.release();
+        self.shared.ring_all();
+    }
+
+    /// Ends the volume's part in the increment, whatever state it is in.
+    pub fn retire(&self, aborted: bool) {
+        self.tracking.retire(aborted);
+        self.shared.ring_all();
+        self.mailbox.tell(Message::Look);
+    }
+
+    pub fn pause(&self, paused: bool) {
+        self.mailbox.tell(Message::Pause(paused));
+    }
+
+    pub fn set_policy(&self, policy: Policy) {
+        self.send_first.store(policy.send_first, Relaxed);
+        self.mailbox.tell(Message::Policy(policy));
+        // Writes that wait under the old policy look again.
+        self.shared.ring_all();
+    }
+
+    /// What the drain last said of itself.
+    pub fn figures(&self) -> Figures {
+        *self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of each queue.
+    pub fn counters(&self) -> &[Arc<HostCounters>] {
+        &self.counters
+    }
+
+    /// Before-images in use, and room for them.
+    pub fn images(&self) -> (usize, usize) {
+        (self.shared.images.used(), self.shared.images.count())
+    }
+
+    /// Whether the drain has ended although nobody stopped it.
+    pub fn drain_has_ended(&self) -> bool {
+        self.drain.is_finished()
+    }
+}
+
+fn structures(geometry: &Geometry) -> Result<[Bitmap; 2], MemoryError> {
+    let words = usize::try_from(Bitmap::words_for(geometry.tracks())).unwrap_or(usize::MAX);
+    Ok([Bitmap::new(geometry.tracks(), Words::new(words)?), Bitmap::new(geometry.tracks(), Words::new(words)?)])
+}
+
+/// At least one track.
+fn run_bytes(spec: &Spec) -> u64 {
+    RUN_BYTES.max(spec.track_size)
+}
+
+fn limits(spec: &Spec) -> Limits {
+    Limits {
+        window: spec.window,
+        window_yielding: (spec.window / 4).max(1),
+        run_tracks: run_bytes(spec) / spec.track_size,
+        flush_bytes: FLUSH_BYTES,
+        flush_ms: FLUSH_MS,
+    }
+}
+
+/// Differs from volume to volume, so that they do not retry in step.
+fn seed(name: &str) -> u64 {
+    u64::from(crc32c::crc32c(name.as_bytes())) << 20 | u64::from(std::process::id())
+}

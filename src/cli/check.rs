@@ -1,0 +1,95 @@
+//! `farpoint status --check`: one line and one exit code for a monitoring system, in the order of Nagios plug-ins.
+//! Whatever cannot be found out is unknown, never healthy.
+
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+use super::status::{link_word, state_word};
+use super::{unexpected, units};
+use crate::controller::api::{Failure, LinkState, StatusReport, VolumeReport, VolumeState};
+
+/// Ordered by what a summary of several volumes shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Verdict {
+    Healthy,
+    Unknown,
+    Degraded,
+    Critical,
+}
+
+impl Verdict {
+    pub(super) fn exit_code(self) -> u8 {
+        match self {
+            Self::Healthy => 0,
+            Self::Degraded => 1,
+            Self::Critical => 2,
+            Self::Unknown => 3,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Healthy => "OK",
+            Self::Degraded => "WARNING",
+            Self::Critical => "CRITICAL",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+}
+
+/// Judges the answer to a status request, or that there is none.
+pub(super) fn judge(answer: &Result<Box<RawValue>, Failure>, lag_max: Duration) -> (Verdict, String) {
+    let report = answer
+        .as_ref()
+        .map_err(Clone::clone)
+        .and_then(|result| serde_json::from_str::<StatusReport>(result.get()).map_err(|error| unexpected(&error)));
+    let (verdict, text) = match report {
+        Ok(report) => judge_report(&report, lag_max),
+        Err(failure) => (Verdict::Unknown, units::one_line(&failure.message, 500)),
+    };
+    (verdict, format!("{} - {text}", verdict.word()))
+}
+
+fn judge_report(report: &StatusReport, lag_max: Duration) -> (Verdict, String) {
+    let lag = report.volumes.iter().map(|volume| volume.lag_s).fold(0.0, f64::max);
+    let findings: Vec<_> = report.volumes.iter().map(|volume| judge_volume(volume, lag_max)).collect();
+    let verdict = match findings.iter().map(|(verdict, _)| *verdict).max() {
+        None => return (Verdict::Unknown, "there are no volumes".to_owned()),
+        Some(Verdict::Healthy) => {
+            let count = findings.len();
+            let volumes = if count == 1 { "volume" } else { "volumes" };
+            return (Verdict::Healthy, format!("{count} {volumes}, lag {}", units::seconds(lag)));
+        }
+        Some(worst) => worst,
+    };
+    let bad = findings.into_iter().filter(|(found, _)| *found != Verdict::Healthy).map(|(_, text)| text);
+    (verdict, bad.collect::<Vec<_>>().join("; "))
+}
+
+/// The worst thing to say about one volume.
+fn judge_volume(volume: &VolumeReport, lag_max: Duration) -> (Verdict, String) {
+    let name = units::word(&volume.name);
+    let reason = volume.reason.as_deref().map_or(String::new(), |why| format!(" ({})", units::one_line(why, 200)));
+    let said = |verdict, text: String| (verdict, format!("{name} {text}"));
+    match (volume.state, volume.link) {
+        (VolumeState::Failed, _) => said(Verdict::Critical, format!("failed{reason}")),
+        (VolumeState::Down, _) => said(Verdict::Degraded, "is down".to_owned()),
+        (_, LinkState::Failing | LinkState::Down) => {
+            said(Verdict::Critical, format!("secondary {}{reason}", link_word(volume.link)))
+        }
+        _ if volume.unreadable_tracks > 0 => {
+            said(Verdict::Critical, format!("has {} unreadable tracks", volume.unreadable_tracks))
+        }
+        (_, LinkState::Stalled | LinkState::Paused) => {
+            said(Verdict::Degraded, format!("secondary {}", link_word(volume.link)))
+        }
+        _ if volume.full_copy_needed => said(Verdict::Degraded, "has no full copy yet".to_owned()),
+        // A lag that is no number is no good lag.
+        _ if !Duration::try_from_secs_f64(volume.lag_s).is_ok_and(|lag| lag <= lag_max) => {
+            said(Verdict::Degraded, format!("lags {}", units::seconds(volume.lag_s)))
+        }
+        (VolumeState::Aborting, _) => said(Verdict::Degraded, format!("aborting an increment{reason}")),
+        _ => said(Verdict::Healthy, state_word(volume.state).to_owned()),
+    }
+}

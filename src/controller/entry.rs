@@ -1,0 +1,115 @@
+//! One volume as the controller knows it, up or down.
+
+use super::api::{Failure, FailureKind, Settings};
+use super::config::VolumeConfig;
+use crate::group::VolumeId;
+use crate::increment::IncrementNo;
+use crate::metadata::State;
+use crate::uploader::Policy;
+use crate::volume::{Spec, Volume};
+use std::time::Instant;
+
+/// What is going on with a volume.
+pub(super) enum Phase {
+    Down,
+    /// Something that may block is under way: the word for it.
+    Busy(&'static str),
+    Up(Box<Volume>),
+    /// It could not be taken down or has broken; why.
+    Failed(String),
+}
+
+/// A volume.
+pub(super) struct Entry {
+    pub id: VolumeId,
+    pub config: VolumeConfig,
+    pub settings: Settings,
+    pub phase: Phase,
+    pub state: State,
+    /// The increment it is part of, or about to be.
+    pub increment: Option<IncrementNo>,
+    /// Number and cut of the last completed increment, of this run.
+    pub last_complete: Option<(IncrementNo, Instant)>,
+    pub last_abort: Option<String>,
+    /// Every track has to be copied once before the secondary is usable.
+    pub full_copy: bool,
+    pub completed: u64,
+    pub aborted: u64,
+    pub hold_us_max: u64,
+    pub rate: Rate,
+}
+
+/// Bytes per second, from the totals as they are looked at.
+#[derive(Debug, Default)]
+pub(super) struct Rate {
+    at: Option<(Instant, u64)>,
+    pub bytes_per_s: u64,
+}
+
+impl Rate {
+    /// Takes a new total; the rate is over the last second or so.
+    pub fn update(&mut self, now: Instant, bytes: u64) {
+        let Some((then, before)) = self.at else {
+            self.at = Some((now, bytes));
+            return;
+        };
+        let passed = now.duration_since(then).as_millis();
+        if passed >= 1000 {
+            let rate = u128::from(bytes.saturating_sub(before)) * 1000 / passed;
+            self.bytes_per_s = u64::try_from(rate).unwrap_or(u64::MAX);
+            self.at = Some((now, bytes));
+        }
+    }
+}
+
+impl Entry {
+    pub fn new(id: VolumeId, config: VolumeConfig, state: State) -> Self {
+        Self {
+            id,
+            settings: config.settings(),
+            config,
+            phase: Phase::Down,
+            full_copy: state.full_copy_needed,
+            state,
+            increment: None,
+            last_complete: None,
+            last_abort: None,
+            completed: 0,
+            aborted: 0,
+            hold_us_max: 0,
+            rate: Rate::default(),
+        }
+    }
+
+    /// The running volume, or why there is none.
+    pub fn running(&self) -> Result<&Volume, Failure> {
+        let state = |what: String| Err(Failure::new(FailureKind::WrongState, what));
+        match &self.phase {
+            Phase::Up(volume) => Ok(volume),
+            Phase::Down => state("the volume is down; bring it up first".to_owned()),
+            Phase::Busy(what) => state(format!("the volume is {what}; try again when that is done")),
+            Phase::Failed(why) => state(format!("the volume has failed: {why}; take it down")),
+        }
+    }
+
+    pub fn spec(&self, name: &str) -> Spec {
+        Spec {
+            name: name.to_owned(),
+            track_size: self.config.track_size,
+            queues: self.config.queues,
+            depth: self.config.depth,
+            image_bytes: self.config.image_pool,
+            window: usize::from(self.config.drain_window),
+            policy: policy(&self.settings),
+        }
+    }
+}
+
+/// The drain's part of the settings.
+pub(super) fn policy(settings: &Settings) -> Policy {
+    Policy {
+        send_first: settings.collision_policy == super::api::CollisionPolicy::SendFirst,
+        collision_wait_ms: settings.collision_wait_ms,
+        bandwidth: settings.bandwidth_limit,
+    }
+}

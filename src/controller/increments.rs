@@ -1,0 +1,371 @@
+//! Increments over one or many volumes: the three commands, what the drains report, the timers, and carrying out what
+//! the group machine says. The machine decides; this is its hands.
+
+use super::api::{Failure, FailureKind, IncrementReply, Response, Start};
+use super::entry::Phase;
+use super::{Controller, Note, Reply, answer};
+use crate::group::{Group, GroupEffect, VolumeId};
+use crate::increment::{AbortReason, Effect, Event, IncrementNo, Refusal};
+use crate::uploader::Report;
+use std::time::{Duration, Instant};
+use tokio::task::spawn_blocking;
+
+/// An increment under way.
+pub(super) struct Running {
+    pub group: Group,
+    /// Number of the epoch that its cut began; what the drains know it by.
+    cut: u64,
+    pub names: Vec<String>,
+    run_timer_ms: u64,
+    increment_timer_ms: u64,
+    /// When the cut was made: the time that the point is of.
+    pub cut_at: Instant,
+    held_us: u64,
+    /// Who waits for the cut.
+    starting: Option<Reply>,
+    /// Who waits for the end of an abort.
+    aborting: Option<Reply>,
+    aborted: bool,
+}
+
+/// An increment whose number is being stored.
+pub(super) struct Reservation {
+    number: IncrementNo,
+    names: Vec<String>,
+    run_timer_ms: u64,
+    reply: Reply,
+}
+
+impl Running {
+    fn answer(&self) -> Response {
+        Response::Increment(IncrementReply {
+            increment: self.group.number().0,
+            volumes: self.names.clone(),
+            hold_us: self.held_us,
+        })
+    }
+}
+
+fn refused(names: &[String], refusal: Refusal) -> Failure {
+    Failure::new(FailureKind::WrongState, format!("{}: {refusal}", names.join(" ")))
+}
+
+impl Controller {
+    /// `start`: stores the number in every volume's record, then makes the cut (seed 004 \[0039\]).
+    pub(super) fn start(&mut self, start: &Start, reply: Reply) {
+        match self.reserve(start) {
+            Ok((number, run_timer_ms, stores)) => {
+                let reservation = Reservation { number, names: start.volumes.clone(), run_timer_ms, reply };
+                let notes = self.notes.clone();
+                spawn_blocking(move || {
+                    let stored = stores.into_iter().try_for_each(|(state, path)| {
+                        state.store(&path).map_err(|error| Failure::new(FailureKind::Io, error.to_string()))
+                    });
+                    let _ = notes.send(Note::Reserved(reservation, stored));
+                });
+            }
+            Err(failure) => answer(reply, Err(failure)),
+        }
+    }
+
+    /// Takes the next number for all of them, or refuses if one cannot take part.
+    #[expect(clippy::type_complexity, reason = "used once, taken apart at once")]
+    fn reserve(
+        &mut self,
+        start: &Start,
+    ) -> Result<(IncrementNo, u64, Vec<(crate::metadata::State, std::path::PathBuf)>), Failure> {
+        let (mut last, mut run_timer_ms) = (self.last_increment, u64::MAX);
+        for name in &start.volumes {
+            let entry = self.entry(name)?;
+            entry.running().map_err(|failure| Failure { message: format!("{name}: {failure}"), ..failure })?;
+            if let Some(number) = entry.increment {
+                let refusal = match self.increments.get(&number) {
+                    Some(running) if running.aborted => Refusal::Aborting(number),
+                    _ => Refusal::UnderWay(number),
+                };
+                return Err(refused(std::slice::from_ref(name), refusal));
+            }
+            last = last.max(entry.state.last_increment);
+            run_timer_ms = run_timer_ms.min(entry.settings.run_timer_ms);
+        }
+        let number = IncrementNo(last + 1);
+        let mut stores = Vec::new();
+        for name in &start.volumes {
+            let path = self.state_path(name);
+            let entry = self.entry_mut(name)?;
+            entry.state.last_increment = number.0;
+            entry.increment = Some(number);
+            stores.push((entry.state.clone(), path));
+        }
+        self.last_increment = number.0;
+        Ok((number, start.run_timer_ms.unwrap_or(run_timer_ms), stores))
+    }
+
+    /// The number is stored: the cut may be made.
+    pub(super) fn reserved(&mut self, reservation: Reservation, stored: Result<(), Failure>) {
+        let Reservation { number, names, run_timer_ms, reply } = reservation;
+        let volumes: Result<Vec<VolumeId>, Failure> = names
+            .iter()
+            .map(|name| {
+                let entry = self.entry(name)?;
+                entry.running().map(|_| entry.id)
+            })
+            .collect();
+        let volumes = match stored.and(volumes) {
+            Ok(volumes) => volumes,
+            Err(failure) => {
+                self.leave(&names);
+                return answer(reply, Err(failure));
+            }
+        };
+        let mut effects = Vec::new();
+        let group = match Group::start(number, &volumes, &mut effects) {
+            Ok(group) => group,
+            Err(refusal) => return answer(reply, Err(refused(&names, refusal))),
+        };
+        let timers = names.iter().filter_map(|name| self.volumes.get(name));
+        let increment_timer_ms = timers.map(|entry| entry.settings.increment_timer_ms).min().unwrap_or(u64::MAX);
+        let running = Running {
+            group,
+            cut: 0,
+            names,
+            run_timer_ms,
+            increment_timer_ms,
+            cut_at: Instant::now(),
+            held_us: 0,
+            starting: Some(reply),
+            aborting: None,
+            aborted: false,
+        };
+        self.increments.insert(number, running);
+        self.carry_out(number, effects);
+    }
+
+    /// `run`: lets the held writes of all go (seed 004 \[0041\]).
+    pub(super) fn run_increment(&mut self, names: &[String], reply: Reply) {
+        let result = self.with_group(names, |running, effects| {
+            running.group.run(effects).map_err(|refusal| refused(&running.names, refusal))
+        });
+        answer(reply, result);
+    }
+
+    /// `increment-complete` (seed 004 \[0048\]).
+    pub(super) fn complete(&mut self, names: &[String], reply: Reply) {
+        let result = self.with_group(names, |running, effects| {
+            running.group.complete(effects).map_err(|refusal| refused(&running.names, refusal))
+        });
+        answer(reply, result);
+    }
+
+    /// `abort`; answered when the volumes are back to normal.
+    pub(super) fn abort(&mut self, names: &[String], reply: Reply) {
+        let mut reply = Some(reply);
+        let result = self.with_group(names, |running, effects| {
+            running.group.abort(AbortReason::Request, effects).map_err(|refusal| refused(&running.names, refusal))?;
+            running.aborting = reply.take();
+            Ok(())
+        });
+        if let Some(reply) = reply {
+            answer(reply, result);
+        }
+    }
+
+    /// Gives up the increment that the volume is part of, if any: it is going down.
+    pub(super) fn abort_for(&mut self, name: &str) {
+        let Some(number) = self.volumes.get(name).and_then(|entry| entry.increment) else { return };
+        let Some(running) = self.increments.get_mut(&number) else { return };
+        let mut effects = Vec::new();
+        let _ = running.group.abort(AbortReason::VolumeStopped, &mut effects);
+        self.carry_out(number, effects);
+    }
+
+    fn with_group(
+        &mut self,
+        names: &[String],
+        command: impl FnOnce(&mut Running, &mut Vec<GroupEffect>) -> Result<(), Failure>,
+    ) -> Result<Response, Failure> {
+        let number = self.group_of(names)?;
+        let running = self.increments.get_mut(&number).ok_or_else(|| refused(names, Refusal::CutNotReached(number)))?;
+        let mut effects = Vec::new();
+        command(running, &mut effects)?;
+        let response = running.answer();
+        let released = effects.iter().any(|effect| matches!(effect, GroupEffect::Member(_, Effect::Release)));
+        self.carry_out(number, effects);
+        match self.increments.get(&number) {
+            Some(running) if released => Ok(running.answer()),
+            _ => Ok(response),
+        }
+    }
+
+    /// The increment of exactly these volumes.
+    fn group_of(&self, names: &[String]) -> Result<IncrementNo, Failure> {
+        let mut number = None;
+        for name in names {
+            let entry = self.entry(name)?;
+            entry.running().map_err(|failure| Failure { message: format!("{name}: {failure}"), ..failure })?;
+            let own = entry.increment.ok_or_else(|| refused(std::slice::from_ref(name), Refusal::NoIncrement))?;
+            if *number.get_or_insert(own) != own {
+                let why = format!("{}: they were not cut together; name the volumes of one increment", names.join(" "));
+                return Err(Failure::new(FailureKind::WrongState, why));
+            }
+        }
+        let number = number.ok_or_else(|| refused(names, Refusal::NoIncrement))?;
+        if let Some(running) = self.increments.get(&number)
+            && running.names.len() != names.len()
+        {
+            let all = running.names.join(" ");
+            let why = format!("increment {number} is over {all}; name them all");
+            return Err(Failure::new(FailureKind::WrongState, why));
+        }
+        Ok(number)
+    }
+
+    /// A drain has something to say about the increment that its volume is part of.
+    pub(super) fn report(&mut self, volume: VolumeId, report: Report) {
+        let (cut, event) = match report {
+            Report::CutReached(cut) => (cut, Event::CutReached),
+            Report::Drained(cut) => (cut, Event::Drained),
+            Report::Abort(cut, reason) => (cut, Event::Abort(reason)),
+            Report::Folded(cut) => (cut, Event::Folded),
+        };
+        let Some((number, running)) = self.increments.iter_mut().find(|(_, running)| running.cut == cut) else {
+            return;
+        };
+        let (number, mut effects) = (*number, Vec::new());
+        running.group.member(volume, event, &mut effects);
+        self.carry_out(number, effects);
+    }
+
+    pub(super) fn timer(&mut self, number: IncrementNo, event: Event) {
+        let Some(running) = self.increments.get_mut(&number) else { return };
+        let mut effects = Vec::new();
+        running.group.timer(event, &mut effects);
+        self.carry_out(number, effects);
+    }
+
+    fn carry_out(&mut self, number: IncrementNo, effects: Vec<GroupEffect>) {
+        let mut armed = (false, false);
+        for effect in effects {
+            match effect {
+                GroupEffect::Cut(volumes) => self.cut(number, &volumes),
+                GroupEffect::Member(volume, effect) => self.member(number, volume, effect, &mut armed),
+                GroupEffect::AllReached => self.all_reached(number),
+                GroupEffect::AllDrained => tracing::info!("increment {number} is drained"),
+                GroupEffect::Aborted(reason, cause) => self.aborted(number, reason, cause),
+                GroupEffect::Ended => self.ended(number),
+            }
+        }
+    }
+
+    /// Arms every volume, then cuts them all with one store.
+    fn cut(&mut self, number: IncrementNo, volumes: &[VolumeId]) {
+        // The epoch's number is taken now and not the increment's: increments of other volumes may overtake this one
+        // while its number is being stored, and epochs only grow.
+        let cut = self.epoch.number() + 1;
+        let members = || self.volumes.values().filter(|entry| volumes.contains(&entry.id));
+        for volume in members().filter_map(|entry| entry.running().ok()) {
+            volume.arm(cut);
+        }
+        self.epoch.begin(cut);
+        if let Some(running) = self.increments.get_mut(&number) {
+            (running.cut, running.cut_at) = (cut, Instant::now());
+        }
+        for volume in members().filter_map(|entry| entry.running().ok()) {
+            volume.cut();
+        }
+    }
+
+    fn member(&mut self, number: IncrementNo, id: VolumeId, effect: Effect, armed: &mut (bool, bool)) {
+        let Some(running) = self.increments.get(&number) else { return };
+        let held_us = u64::try_from(running.cut_at.elapsed().as_micros()).unwrap_or(u64::MAX);
+        match effect {
+            // Of a group one timer is enough.
+            Effect::SetRunTimer(_) if !std::mem::replace(&mut armed.0, true) => {
+                self.set_timer(running.run_timer_ms, number, Event::RunTimer(number));
+            }
+            Effect::SetIncrementTimer(_) if !std::mem::replace(&mut armed.1, true) => {
+                self.set_timer(running.increment_timer_ms, number, Event::IncrementTimer(number));
+            }
+            Effect::SetRunTimer(_) | Effect::SetIncrementTimer(_) => {}
+            Effect::Release | Effect::Retire { .. } => {
+                let Some(entry) = self.volumes.values_mut().find(|entry| entry.id == id) else { return };
+                let Phase::Up(volume) = &entry.phase else { return };
+                if volume.tracking().holding() {
+                    entry.hold_us_max = entry.hold_us_max.max(held_us);
+                }
+                match effect {
+                    Effect::Retire { aborted } => volume.retire(aborted),
+                    _ => volume.release(),
+                }
+                if let Some(running) = self.increments.get_mut(&number)
+                    && effect == Effect::Release
+                {
+                    running.held_us = held_us;
+                }
+            }
+        }
+    }
+
+    fn set_timer(&self, ms: u64, number: IncrementNo, event: Event) {
+        let notes = self.notes.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            let _ = notes.send(Note::Timer(number, event));
+        });
+    }
+
+    fn all_reached(&mut self, number: IncrementNo) {
+        let Some(running) = self.increments.get_mut(&number) else { return };
+        running.held_us = u64::try_from(running.cut_at.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let response = running.answer();
+        if let Some(reply) = running.starting.take() {
+            answer(reply, Ok(response));
+        }
+    }
+
+    fn aborted(&mut self, number: IncrementNo, reason: AbortReason, cause: Option<VolumeId>) {
+        let Some(running) = self.increments.get_mut(&number) else { return };
+        running.aborted = true;
+        let whose = self.volumes.iter().find(|(_, entry)| Some(entry.id) == cause).map(|(name, _)| name.clone());
+        let whose = whose.filter(|_| running.names.len() > 1).map_or(String::new(), |name| format!("{name}: "));
+        let why = format!("increment {number}: {whose}{reason}");
+        tracing::warn!("aborted: {why}");
+        let failure = Failure::new(FailureKind::Failed, format!("aborted: {why}; nothing is lost, start again"));
+        if let Some(reply) = running.starting.take() {
+            answer(reply, Err(failure));
+        }
+        for name in running.names.clone() {
+            if let Some(entry) = self.volumes.get_mut(&name) {
+                entry.aborted += 1;
+                entry.last_abort = Some(why.clone());
+            }
+        }
+    }
+
+    fn ended(&mut self, number: IncrementNo) {
+        let Some(running) = self.increments.remove(&number) else { return };
+        self.leave(&running.names);
+        if !running.aborted {
+            tracing::info!("increment {number} is complete");
+            for name in &running.names {
+                if let Some(entry) = self.volumes.get_mut(name) {
+                    entry.completed += 1;
+                    entry.last_complete = Some((number, running.cut_at));
+                    entry.full_copy = false;
+                }
+            }
+        }
+        let response = running.answer();
+        if let Some(reply) = running.aborting {
+            answer(reply, Ok(response));
+        }
+    }
+
+    fn leave(&mut self, names: &[String]) {
+        for name in names {
+            if let Some(entry) = self.volumes.get_mut(name) {
+                entry.increment = None;
+            }
+        }
+    }
+}

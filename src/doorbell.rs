@@ -1,0 +1,43 @@
+//! Wakes a thread that sleeps in `io_uring_enter`: an eventfd with a poll that is always armed in the thread's ring.
+//! A Rust waker does not (ublk.md 1.6). Nothing is said with it but "look": messages lie elsewhere.
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+/// A doorbell. Rung by anyone, answered by one thread.
+#[derive(Debug)]
+pub struct Doorbell {
+    event: EventFd,
+    /// Rung and not answered: ringing again would change nothing and costs a system call.
+    rung: AtomicBool,
+}
+
+impl Doorbell {
+    pub fn new() -> nix::Result<Self> {
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { event, rung: AtomicBool::new(false) })
+    }
+
+    /// Wakes the thread, at once or when it next sleeps.
+    pub fn ring(&self) {
+        if !self.rung.swap(true, SeqCst) {
+            // It can only fail if the counter were full, and then the thread has been told.
+            let _ = self.event.write(1);
+        }
+    }
+
+    /// To be called when the armed poll has completed, before looking at what there is to do.
+    ///
+    /// The counter is emptied before the flag falls: the other way round a ring in between would be emptied away with
+    /// the flag left up, and no later ring would be heard.
+    pub fn answer(&self) {
+        let _ = self.event.read();
+        self.rung.store(false, SeqCst);
+    }
+
+    /// For the armed poll.
+    pub fn raw_fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+}

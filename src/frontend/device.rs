@@ -1,0 +1,300 @@
+//! The ublk device: made, started, stopped and removed by one thread of its own, because control commands of some
+//! kernels never return (H28) and nothing else may wait for them. Whoever asks waits with a limit.
+//!
+//! Stop order: the volume has let every held write go; STOP_DEV while the queues still serve; the queue threads end;
+//! their files and mappings are closed; DEL_DEV. Any other order can wait for itself.
+
+use super::queue_io::Handler;
+use super::request::SECTOR_SHIFT;
+use super::run_dir;
+use super::ublk_queue::{self, Shared};
+use crate::storage::{Device, process};
+use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
+use libublk::io::UblkDev;
+use libublk::{UblkError, UblkFlags, sys};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// A control command that takes longer than this is taken for one that never returns.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest request of the host, in bytes: each tag has memory for one.
+const REQUEST_BYTES_MAX: u32 = 512 << 10;
+/// Largest discard or write-zeroes, in bytes: bounds how long marking one takes.
+const DISCARD_BYTES_MAX: u32 = 64 << 20;
+
+/// What the device is to look like.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    pub size: u64,
+    pub queues: u16,
+    pub depth: u16,
+}
+
+/// Why the device could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error(
+        "this kernel has no ublk driver: /dev/ublk-control is missing; run modprobe ublk_drv (Linux 6.12 or newer)"
+    )]
+    NoDriver,
+    #[error("cannot {0}: {1}")]
+    Command(&'static str, io::Error),
+    #[error(
+        "the kernel did not answer to '{0}' within 30 seconds; see its log, and restart the machine if a ublk \
+             device can be neither used nor removed"
+    )]
+    Stuck(&'static str),
+    #[error("{0}")]
+    RunDir(io::Error),
+}
+
+/// A device that is served.
+#[derive(Debug)]
+pub struct UblkDevice {
+    id: u32,
+    queues: u16,
+    orders: Sender<Order>,
+    answers: Receiver<Answer>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Order {
+    Stop,
+}
+
+#[derive(Debug)]
+enum Answer {
+    /// The device is there: its number, and how many queues the driver granted.
+    Added(u32, u16),
+    Started,
+    Stopped,
+    Failed(DeviceError),
+}
+
+impl UblkDevice {
+    /// Makes and starts a device over `primary`. `handler` makes the handler of each queue.
+    ///
+    /// Blocks up to the command limit; not for the control thread.
+    pub fn start<H: Handler>(
+        name: &str,
+        shape: Shape,
+        primary: Arc<Device>,
+        shared: Arc<Shared>,
+        handler: impl Fn(usize) -> H + Send + Sync + 'static,
+    ) -> Result<Self, DeviceError> {
+        if !Path::new("/dev/ublk-control").exists() {
+            return Err(DeviceError::NoDriver);
+        }
+        run_dir::secure(Path::new(run_dir::RUN_DIR)).map_err(DeviceError::RunDir)?;
+        let (orders, to_do) = mpsc::channel();
+        let (done, answers) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name(format!("{name}-device"))
+            .spawn(move || run(&shape, &primary, &shared, &Arc::new(handler), &to_do, &done))
+            .map_err(|error| DeviceError::Command("start a thread", error))?;
+        let mut device = Self { id: 0, queues: 0, orders, answers, thread: Some(thread) };
+        match device.answer("add the device")? {
+            Answer::Added(id, queues) => (device.id, device.queues) = (id, queues),
+            Answer::Failed(error) => return Err(error),
+            Answer::Started | Answer::Stopped => {}
+        }
+        match device.answer("start the device")? {
+            Answer::Failed(error) => Err(error),
+            _ => Ok(device),
+        }
+    }
+
+    fn answer(&self, what: &'static str) -> Result<Answer, DeviceError> {
+        self.answers.recv_timeout(COMMAND_TIMEOUT).map_err(|error| match error {
+            RecvTimeoutError::Timeout => DeviceError::Stuck(what),
+            RecvTimeoutError::Disconnected => {
+                DeviceError::Command(what, io::Error::other("the device's thread has ended"))
+            }
+        })
+    }
+
+    /// Number of the device: it is `/dev/ublkb` and this.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    pub fn path(&self) -> String {
+        format!("/dev/ublkb{}", self.id)
+    }
+
+    /// Stops and removes the device. Every held write must have been let go. Blocks up to the command limit.
+    pub fn stop(mut self) -> Result<(), DeviceError> {
+        let _ = self.orders.send(Order::Stop);
+        match self.answer("stop the device")? {
+            Answer::Failed(error) => Err(error),
+            _ => {
+                if let Some(thread) = self.thread.take() {
+                    let _ = thread.join();
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The device thread: everything that uses libublk's control ring, which is the thread's own.
+fn run<H: Handler>(
+    shape: &Shape,
+    primary: &Device,
+    shared: &Arc<Shared>,
+    handler: &Arc<impl Fn(usize) -> H + Send + Sync + 'static>,
+    orders: &Receiver<Order>,
+    answers: &Sender<Answer>,
+) {
+    let _ = process::become_io_flusher();
+    let control = match add(shape) {
+        Ok(control) => control,
+        Err(error) => {
+            let _ = answers.send(Answer::Failed(command("add the device", &error)));
+            return;
+        }
+    };
+    let info = control.dev_info();
+    let _ = answers.send(Answer::Added(info.dev_id, info.nr_hw_queues));
+    let served = serve(&control, shape, primary, shared, handler);
+    let threads = match served {
+        Ok((device, threads)) => match control.start_dev(&device) {
+            Ok(_) => {
+                let _ = answers.send(Answer::Started);
+                threads
+            }
+            Err(error) => {
+                let _ = control.kill_dev();
+                join(threads);
+                drop(device);
+                let _ = control.del_dev();
+                let _ = answers.send(Answer::Failed(command("start the device", &error)));
+                return;
+            }
+        },
+        Err(error) => {
+            let _ = control.del_dev();
+            let _ = answers.send(Answer::Failed(command("serve the device", &error)));
+            return;
+        }
+    };
+    // A controller that is gone without a word wants the device gone as well.
+    let _ = orders.recv();
+    let stopped = control.kill_dev();
+    join(threads);
+    let removed = stopped.and_then(|_| control.del_dev());
+    let _ = answers.send(match removed {
+        Ok(_) => Answer::Stopped,
+        Err(error) => Answer::Failed(command("remove the device", &error)),
+    });
+}
+
+fn command(what: &'static str, error: &UblkError) -> DeviceError {
+    DeviceError::Command(what, ublk_queue::describe(error))
+}
+
+fn join(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        let _ = thread.join();
+    }
+}
+
+fn add(shape: &Shape) -> Result<UblkCtrl, UblkError> {
+    UblkCtrlBuilder::default()
+        .name("farpoint")
+        .id(-1)
+        .nr_queues(shape.queues)
+        .depth(shape.depth)
+        .io_buf_bytes(REQUEST_BYTES_MAX)
+        .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
+        .build()
+}
+
+type Served = (Arc<UblkDev>, Vec<JoinHandle<()>>);
+
+/// Starts a thread per queue.
+fn serve<H: Handler>(
+    control: &UblkCtrl,
+    shape: &Shape,
+    primary: &Device,
+    shared: &Arc<Shared>,
+    handler: &Arc<impl Fn(usize) -> H + Send + Sync + 'static>,
+) -> Result<Served, UblkError> {
+    let depth = control.dev_info().queue_depth;
+    let describe = |device: &mut UblkDev| {
+        device.tgt.dev_size = shape.size;
+        device.tgt.params = parameters(shape.size, primary);
+        // A request may need several entries: its own, and one for each before-image it has to keep.
+        device.tgt.sq_depth = depth * 2;
+        device.tgt.cq_depth = depth * 4;
+        device.tgt.fds[1] = primary.raw_fd();
+        device.tgt.nr_fds = 2;
+        Ok(())
+    };
+    let device = Arc::new(UblkDev::new("farpoint".to_owned(), describe, control)?);
+    let (tids, started) = mpsc::channel();
+    let mut threads = Vec::new();
+    for queue in 0..device.dev_info.nr_hw_queues {
+        let name = format!("ublk{}-q{queue}", device.dev_info.dev_id);
+        let (device, shared, handler, tids) = (device.clone(), shared.clone(), handler.clone(), tids.clone());
+        let body = move || {
+            let _ = process::become_io_flusher();
+            let _ = tids.send((queue, nix::unistd::gettid().as_raw()));
+            drop(tids);
+            let mut handler = handler(usize::from(queue));
+            if let Err(error) = ublk_queue::serve(queue, &device, &shared, &mut handler) {
+                tracing::error!("queue {queue} has ended: {}; take the volume down", ublk_queue::describe(&error));
+                // Whoever waits for the queues to be ready must not wait for this one.
+                device.notify_buffer_registration_complete(true);
+            }
+        };
+        threads.push(thread::Builder::new().name(name).spawn(body).map_err(UblkError::IOError)?);
+    }
+    drop(tids);
+    for (queue, tid) in started {
+        control.set_thread_affinity(queue, tid);
+        control.configure_queue(&device, queue, tid)?;
+    }
+    Ok((device, threads))
+}
+
+/// The device's limits, from the primary's (H29).
+fn parameters(size: u64, primary: &Device) -> sys::ublk_params {
+    let limits = primary.limits();
+    let shift = |bytes: u32| u8::try_from(bytes.max(512).ilog2()).unwrap_or(9);
+    let discards = limits.discard.filter(|_| limits.zeroing.unmap.is_some());
+    let zeroes = limits.zeroing.unmap.is_some() || limits.zeroing.keep.is_some();
+    let attributes = sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA;
+    let mut parameters = sys::ublk_params {
+        len: u32::try_from(size_of::<sys::ublk_params>()).unwrap_or(0),
+        types: sys::UBLK_PARAM_TYPE_BASIC,
+        basic: sys::ublk_param_basic {
+            attrs: attributes,
+            logical_bs_shift: shift(limits.logical_block),
+            physical_bs_shift: shift(limits.physical_block.max(limits.logical_block)),
+            io_min_shift: shift(limits.io_min.max(limits.logical_block)),
+            io_opt_shift: shift(limits.io_opt.max(limits.io_min).max(limits.logical_block)),
+            max_sectors: REQUEST_BYTES_MAX >> SECTOR_SHIFT,
+            dev_sectors: size >> SECTOR_SHIFT,
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    if discards.is_some() || zeroes {
+        parameters.types |= sys::UBLK_PARAM_TYPE_DISCARD;
+        let sectors = DISCARD_BYTES_MAX >> SECTOR_SHIFT;
+        parameters.discard = sys::ublk_param_discard {
+            discard_alignment: 0,
+            discard_granularity: discards.unwrap_or(limits.logical_block).max(limits.logical_block),
+            max_discard_sectors: if discards.is_some() { sectors } else { 0 },
+            max_write_zeroes_sectors: if zeroes { sectors } else { 0 },
+            max_discard_segments: 1,
+            reserved0: 0,
+        };
+    }
+    parameters
+}

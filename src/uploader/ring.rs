@@ -1,0 +1,442 @@
+//! The drain's thread: carries out what `plan` decides, on a ring of its own. It decides nothing itself. It never waits
+//! for anything but its ring, so that a secondary that hangs stops nobody's messages.
+
+use super::cargo::{ImageNo, Segment, SlotNo};
+use super::images::Images;
+use super::mailbox::Mailbox;
+use super::message::Message;
+use super::plan::{Drain, Op, Report, Totals};
+use super::requests::Requests;
+use crate::geometry::{TrackNo, TrackRange};
+use crate::memory::{Buffer, Pool};
+use crate::secondary::{Secondary, Step};
+use crate::storage::{Device, process};
+use crate::tracking::{Tracking, Waiter, Waiters};
+use io_uring::{IoUring, opcode, squeue, types};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// Fixed files of the ring.
+const PRIMARY: types::Fixed = types::Fixed(0);
+const SECONDARY: types::Fixed = types::Fixed(1);
+/// Longest sleep, in milliseconds: bounds how old the published figures may be.
+const SLEEP_MS_MAX: u64 = 1_000;
+/// No answer of the secondary for this long, with requests under way, is a stall, in milliseconds.
+const STALL_MS: u64 = 5_000;
+
+/// What the drain says of itself, for status reports.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Figures {
+    pub totals: Totals,
+    pub in_transit_tracks: u64,
+    pub unreadable_tracks: u64,
+    /// The secondary holds everything acknowledged before this time, in milliseconds since the daemon's start.
+    pub synced_ms: u64,
+    pub in_sync: bool,
+    pub link_is_up: bool,
+    pub stalled: bool,
+    pub paused: bool,
+}
+
+/// How long a stop waits for the secondary, in milliseconds. What it has not answered by then is out of sync.
+const STOP_MS_MAX: u64 = 5_000;
+
+/// Whatever the drain works with.
+pub struct Parts {
+    pub tracking: Arc<Tracking>,
+    pub primary: Arc<Device>,
+    pub secondary_device: Arc<Device>,
+    pub secondary: Secondary,
+    pub images: Arc<Images>,
+    pub mailbox: Arc<Mailbox>,
+    pub drain: Drain,
+    /// Time 0 of all milliseconds.
+    pub began: Instant,
+    /// Rings the queues' doorbells.
+    pub wake: Box<dyn Fn(Waiters) + Send>,
+    /// Takes what the increment machine has to be told.
+    pub report: Box<dyn Fn(Report) + Send>,
+    pub figures: Arc<Mutex<Figures>>,
+}
+
+/// One request of the ring.
+#[derive(Debug, Clone, Copy)]
+enum Request {
+    Bell,
+    /// `done` bytes of it are finished.
+    Read(SlotNo, TrackRange, u32),
+    Write(SlotNo, Segment, u32),
+    /// By fallocate in this mode.
+    Zero(SlotNo, Segment, i32),
+    Image(ImageNo, TrackNo, u32),
+    Flush,
+}
+
+/// A run's memory and what was read into it.
+struct Slot {
+    buffer: Buffer,
+    first: TrackNo,
+    checksums: Vec<u32>,
+    zero: Vec<bool>,
+}
+
+/// The drain of one volume, on its thread.
+pub struct Uploader {
+    parts: Parts,
+    ring: IoUring,
+    requests: Requests<Request>,
+    slots: Vec<Slot>,
+    messages: Vec<Message>,
+    answered_ms: u64,
+    paused: bool,
+    /// When the stop has to be over.
+    stop_at_ms: Option<u64>,
+}
+
+impl Uploader {
+    /// `window` requests of at most `run_bytes` bytes.
+    pub fn new(parts: Parts, window: usize, run_bytes: usize) -> io::Result<Self> {
+        let track_size = parts.tracking.geometry().track_size();
+        let run_tracks = run_bytes / usize::try_from(track_size).unwrap_or(usize::MAX);
+        let pool = Pool::new(window, run_bytes).map_err(io::Error::other)?;
+        let slots = (0..window).map_while(|_| pool.take()).map(|buffer| Slot {
+            buffer,
+            first: TrackNo(0),
+            checksums: Vec::with_capacity(run_tracks),
+            zero: Vec::with_capacity(run_tracks),
+        });
+        let slots: Vec<Slot> = slots.collect();
+        // A segment per track of every slot at the worst, the bell, a flush.
+        let requests = Requests::new(window * run_tracks + parts.images.count() + 2);
+        let entries = u32::try_from(2 * window.next_power_of_two() + 8).unwrap_or(1024);
+        let ring = IoUring::builder().build(entries)?;
+        ring.submitter().register_files(&[parts.primary.raw_fd(), parts.secondary_device.raw_fd()])?;
+        Ok(Self { parts, ring, requests, slots, messages: Vec::new(), answered_ms: 0, paused: false, stop_at_ms: None })
+    }
+
+    /// Runs until it is told to stop and nothing is under way.
+    pub fn run(mut self) -> io::Result<()> {
+        process::become_io_flusher().unwrap_or_else(|error| {
+            tracing::warn!("the drain's thread may have to wait for memory: {error}");
+        });
+        self.arm_bell()?;
+        loop {
+            let now = self.now_ms();
+            self.read_messages(now);
+            while let Some(op) = self.parts.drain.poll(now, &self.parts.tracking) {
+                self.carry_out(op, now)?;
+            }
+            self.pass_on();
+            let quiet = self.requests.under_way() <= 1;
+            if self.stop_at_ms.is_some_and(|end| now >= end || quiet && self.parts.drain.is_settled()) {
+                self.parts.drain.give_up(&self.parts.tracking);
+                self.publish(now);
+                if !quiet {
+                    // The secondary hangs: its requests still refer to our memory, and to its open file, whose lock
+                    // keeps a successor away for as long (H23).
+                    std::mem::forget(self);
+                }
+                return Ok(());
+            }
+            self.sleep(now)?;
+            self.reap()?;
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.parts.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn read_messages(&mut self, now: u64) {
+        let (drain, tracking) = (&mut self.parts.drain, &*self.parts.tracking);
+        self.parts.mailbox.take(&mut self.messages);
+        for message in self.messages.drain(..) {
+            match message {
+                Message::Image(image, track) => drain.add_image(tracking, image, track),
+                Message::ImageLost => drain.image_lost(tracking),
+                Message::Want(track) => drain.want(track, now),
+                Message::Look => {}
+                Message::Pause(paused) => {
+                    self.paused = paused;
+                    drain.pause(paused);
+                }
+                Message::Policy(policy) => drain.set_policy(policy),
+                Message::Stop => {
+                    self.stop_at_ms.get_or_insert(now + STOP_MS_MAX);
+                    drain.stop();
+                }
+            }
+        }
+    }
+
+    /// Tells everyone what the last round has brought about.
+    fn pass_on(&mut self) {
+        for image in self.parts.drain.take_freed() {
+            self.parts.images.free(image);
+        }
+        for report in self.parts.drain.take_reports() {
+            (self.parts.report)(report);
+        }
+        let waiters = self.parts.tracking.claims().take_waiters();
+        if !waiters.none() {
+            (self.parts.wake)(waiters);
+            if waiters.contains(Waiter::DRAIN) {
+                self.parts.mailbox.tell(Message::Look);
+            }
+        }
+    }
+
+    fn publish(&self, now: u64) {
+        let (drain, tracking) = (&self.parts.drain, &self.parts.tracking);
+        let figures = Figures {
+            totals: drain.totals(),
+            in_transit_tracks: drain.tracks_in_transit(),
+            unreadable_tracks: drain.tracks_unreadable(),
+            synced_ms: drain.synced_ms(),
+            in_sync: drain.in_sync(tracking),
+            link_is_up: drain.link_is_up(),
+            stalled: self.requests.under_way() > 1 && now > self.answered_ms + STALL_MS,
+            paused: self.paused,
+        };
+        *self.parts.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
+    }
+
+    fn sleep(&mut self, now: u64) -> io::Result<()> {
+        self.publish(now);
+        // Asked to sleep, but a mark was made meanwhile: look at the ring and go on.
+        let may_sleep = self.parts.tracking.out_of_sync().count() > 0 || self.parts.tracking.doze();
+        let until = self.parts.drain.wake_at(now, &self.parts.tracking).unwrap_or(u64::MAX);
+        let until = until.min(self.stop_at_ms.unwrap_or(u64::MAX));
+        let sleep_ms = if may_sleep { until.saturating_sub(now).min(SLEEP_MS_MAX) } else { 0 };
+        let timeout =
+            types::Timespec::new().sec(sleep_ms / 1000).nsec(u32::try_from(sleep_ms % 1000).unwrap_or(0) * 1_000_000);
+        let arguments = types::SubmitArgs::new().timespec(&timeout);
+        match self.ring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => Ok(()),
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn arm_bell(&mut self) -> io::Result<()> {
+        let fd = types::Fd(self.parts.mailbox.bell().raw_fd());
+        let entry = opcode::PollAdd::new(fd, u32::try_from(libc::POLLIN).unwrap_or(1)).build();
+        self.push(entry, Request::Bell)
+    }
+
+    #[expect(unsafe_code, reason = "pushing a ring entry")]
+    fn push(&mut self, entry: squeue::Entry, request: Request) -> io::Result<()> {
+        let number = self.requests.put(request);
+        let entry = entry.user_data(number);
+        loop {
+            // SAFETY: every entry refers to memory that outlives it: a slot's or an image's buffer, neither of which is
+            // given to anyone else before the plan has seen the completion. The thread ends only when all requests but
+            // the bell's, which refers to none, are finished.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return Ok(());
+            }
+            self.ring.submit()?;
+        }
+    }
+
+    fn carry_out(&mut self, op: Op, now: u64) -> io::Result<()> {
+        if self.requests.under_way() <= 1 {
+            self.answered_ms = now;
+        }
+        match op {
+            Op::Read(slot, tracks) => {
+                self.slots[slot.0].first = tracks.start;
+                self.read(slot, tracks, 0)
+            }
+            Op::Write(slot, segment) => self.send(slot, segment, now),
+            Op::WriteImage(image, track) if self.parts.images.intact(image) => self.write_image(image, track, 0),
+            Op::WriteImage(image, _) => {
+                self.parts.drain.image_damaged(image, now, &self.parts.tracking);
+                Ok(())
+            }
+            Op::Flush => {
+                let entry = opcode::Fsync::new(SECONDARY).flags(types::FsyncFlags::DATASYNC).build();
+                self.push(entry, Request::Flush)
+            }
+        }
+    }
+
+    fn read(&mut self, slot: SlotNo, tracks: TrackRange, done: u32) -> io::Result<()> {
+        let (offset, length) = self.parts.tracking.geometry().bytes(tracks);
+        let memory = self.slots[slot.0].buffer.as_mut_ptr().wrapping_add(widen(done));
+        let entry = opcode::Read::new(PRIMARY, memory, narrow(length) - done).offset(offset + u64::from(done)).build();
+        self.push(entry, Request::Read(slot, tracks, done))
+    }
+
+    /// Where a segment lies in its slot's memory, and its length.
+    fn place(&self, slot: SlotNo, tracks: TrackRange) -> (usize, u32) {
+        let geometry = self.parts.tracking.geometry();
+        let (_, length) = geometry.bytes(tracks);
+        let before = tracks.start.0 - self.slots[slot.0].first.0;
+        (widen(narrow(before * geometry.track_size())), narrow(length))
+    }
+
+    fn send(&mut self, slot: SlotNo, segment: Segment, now: u64) -> io::Result<()> {
+        if !self.intact(slot, segment.tracks) {
+            self.parts.drain.slot_damaged(slot, segment, now, &self.parts.tracking);
+            return Ok(());
+        }
+        let (offset, length) = self.parts.tracking.geometry().bytes(segment.tracks);
+        match segment.zero.then(|| self.parts.secondary.zero(offset, length)).flatten() {
+            Some(Step::Fallocate { mode, offset, len }) => {
+                let entry = opcode::Fallocate::new(SECONDARY, len).offset(offset).mode(mode).build();
+                self.push(entry, Request::Zero(slot, segment, mode))
+            }
+            // Where zeroes cannot be asked for they are written: the slot's memory holds them.
+            _ => self.write(slot, segment, 0),
+        }
+    }
+
+    fn write(&mut self, slot: SlotNo, segment: Segment, done: u32) -> io::Result<()> {
+        let (offset, _) = self.parts.tracking.geometry().bytes(segment.tracks);
+        let (place, length) = self.place(slot, segment.tracks);
+        let memory = self.slots[slot.0].buffer.as_mut_ptr().wrapping_add(place + widen(done));
+        let entry = opcode::Write::new(SECONDARY, memory, length - done).offset(offset + u64::from(done)).build();
+        self.push(entry, Request::Write(slot, segment, done))
+    }
+
+    fn write_image(&mut self, image: ImageNo, track: TrackNo, done: u32) -> io::Result<()> {
+        let (offset, length) = self.parts.tracking.geometry().bytes(TrackRange::one(track));
+        let memory = self.parts.images.pointer(image).wrapping_add(widen(done));
+        let entry =
+            opcode::Write::new(SECONDARY, memory, narrow(length) - done).offset(offset + u64::from(done)).build();
+        self.push(entry, Request::Image(image, track, done))
+    }
+
+    fn reap(&mut self) -> io::Result<()> {
+        let now = self.now_ms();
+        loop {
+            let Some(completion) = self.ring.completion().next() else { return Ok(()) };
+            let Some(request) = self.requests.take(completion.user_data()) else { continue };
+            if !matches!(request, Request::Bell | Request::Read(..)) {
+                self.answered_ms = now;
+            }
+            self.finished(request, completion.result(), now)?;
+        }
+    }
+
+    fn finished(&mut self, request: Request, result: i32, now: u64) -> io::Result<()> {
+        let geometry = *self.parts.tracking.geometry();
+        match request {
+            Request::Bell => {
+                self.parts.mailbox.bell().answer();
+                return self.arm_bell();
+            }
+            Request::Read(slot, tracks, done) => match progress(result, done, geometry.bytes(tracks).1) {
+                Progress::Rest(done) => return self.read(slot, tracks, done),
+                Progress::Whole => self.was_read(slot, tracks),
+                Progress::Failed => self.parts.drain.read_failed(slot, now, &self.parts.tracking),
+            },
+            Request::Write(slot, segment, done) => match progress(result, done, geometry.bytes(segment.tracks).1) {
+                Progress::Rest(done) => return self.write(slot, segment, done),
+                whole => self.written(slot, segment, whole == Progress::Whole, result, now),
+            },
+            Request::Zero(slot, segment, mode) => {
+                if result < 0 && self.parts.secondary.zeroing_failed(mode, -result) {
+                    return self.write(slot, segment, 0);
+                }
+                self.written(slot, segment, result >= 0, result, now);
+            }
+            Request::Image(image, track, done) => {
+                match progress(result, done, geometry.bytes(TrackRange::one(track)).1) {
+                    Progress::Rest(done) => return self.write_image(image, track, done),
+                    whole => {
+                        self.parts.drain.image_done(image, whole == Progress::Whole, now, &self.parts.tracking);
+                    }
+                }
+            }
+            Request::Flush => self.parts.drain.flush_done(result >= 0, now, &self.parts.tracking),
+        }
+        Ok(())
+    }
+
+    fn written(&mut self, slot: SlotNo, segment: Segment, ok: bool, result: i32, now: u64) {
+        if !ok && self.parts.drain.link_is_up() {
+            let error = io::Error::from_raw_os_error(-result);
+            tracing::warn!(
+                "secondary {}: write failed: {error}; retrying",
+                self.parts.secondary_device.path().display()
+            );
+        }
+        self.parts.drain.write_done(slot, segment, ok, now, &self.parts.tracking);
+    }
+
+    fn was_read(&mut self, slot: SlotNo, tracks: TrackRange) {
+        let geometry = *self.parts.tracking.geometry();
+        let track_size = widen(narrow(geometry.track_size()));
+        let (_, length) = geometry.bytes(tracks);
+        let Slot { buffer, first, checksums, zero } = &mut self.slots[slot.0];
+        checksums.clear();
+        zero.clear();
+        for track in buffer[..widen(narrow(length))].chunks(track_size) {
+            zero.push(is_zero(track));
+            checksums.push(crc32c::crc32c(track));
+        }
+        let (first, zero) = (*first, &*zero);
+        self.parts.drain.read_done(slot, &self.parts.tracking, |track| zero[widen(narrow(track.0 - first.0))]);
+    }
+
+    /// Whether the segment's memory still is what was read (H20).
+    fn intact(&self, slot: SlotNo, tracks: TrackRange) -> bool {
+        let track_size = widen(narrow(self.parts.tracking.geometry().track_size()));
+        let (place, length) = self.place(slot, tracks);
+        let Slot { buffer, checksums, .. } = &self.slots[slot.0];
+        let memory = buffer[place..place + widen(length)].chunks(track_size);
+        memory.zip(&checksums[place / track_size..]).all(|(track, checksum)| crc32c::crc32c(track) == *checksum)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Whole,
+    /// So many bytes are finished, the rest has to be asked for again.
+    Rest(u32),
+    Failed,
+}
+
+/// What a result means for a request of `length` bytes of which `done` were finished before.
+fn progress(result: i32, done: u32, length: u64) -> Progress {
+    match u32::try_from(result) {
+        Ok(moved) if u64::from(done + moved) == length => Progress::Whole,
+        Ok(0) => Progress::Failed,
+        Ok(moved) => Progress::Rest(done + moved),
+        Err(_) if result == -libc::EAGAIN || result == -libc::EINTR => Progress::Rest(done),
+        Err(_) => Progress::Failed,
+    }
+}
+
+/// Bytes of a run: at most a few MiB, so every width holds them.
+fn narrow(bytes: u64) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+fn widen(bytes: u32) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+fn is_zero(track: &[u8]) -> bool {
+    // By words, and from the front: data rarely begins with zeroes.
+    track.chunks(64).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("drain", &self.drain).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Uploader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uploader").field("drain", &self.parts.drain).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,279 @@
+//! The simulated devices of one volume and what stands between them: sectors that hold stamps, requests that land sector
+//! by sector, a secondary with a volatile cache that fails, hangs and loses, and the memory of runs and before-images.
+//!
+//! Memory is as cruel as the real one: a before-image's buffer that is let go is the next to be handed out, and what is
+//! written to the secondary is what the buffer holds while the request is carried out, not when it was submitted.
+
+use crate::checker::{Stamp, Violation};
+use crate::options::{Options, SECTOR, TRACK_SECTORS};
+use crate::rng::Rng;
+use farpoint::geometry::{Geometry, TrackNo, TrackRange};
+use farpoint::uploader::{ImageNo, Segment, SlotNo};
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoKind {
+    HostRead { queue: usize, tag: u16, done: usize },
+    HostWrite { queue: usize, tag: u16, write: u32, zero: bool },
+    HostFlush { queue: usize, tag: u16 },
+    ReadImage { queue: usize, tag: u16, image: ImageNo },
+    ReadRun(SlotNo),
+    SendRun(SlotNo, Segment),
+    SendImage(ImageNo, TrackNo),
+    FlushSecondary,
+}
+
+impl IoKind {
+    /// Index of its speed.
+    pub fn class(self) -> usize {
+        match self {
+            Self::HostRead { .. } | Self::HostFlush { .. } => 0,
+            Self::HostWrite { .. } => 1,
+            Self::ReadImage { .. } => 2,
+            Self::ReadRun(_) => 3,
+            Self::SendRun(..) | Self::SendImage(..) => 4,
+            Self::FlushSecondary => 5,
+        }
+    }
+
+    pub fn to_secondary(self) -> bool {
+        matches!(self, Self::SendRun(..) | Self::SendImage(..) | Self::FlushSecondary)
+    }
+}
+
+/// How a request will end; drawn when it is submitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Good,
+    /// Only so many sectors are moved, and it says so.
+    Short(usize),
+    /// Turned away: ask again.
+    Again,
+    /// Fails, after so many sectors.
+    Error(usize),
+}
+
+/// A request under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Io {
+    pub volume: usize,
+    pub kind: IoKind,
+    /// First sector, number of sectors, and how many of them are done.
+    pub start: usize,
+    pub count: usize,
+    pub done: usize,
+    pub fate: Fate,
+}
+
+impl Io {
+    /// Sectors that it will really move.
+    pub fn goal(&self) -> usize {
+        match self.fate {
+            Fate::Good => self.count,
+            Fate::Short(sectors) | Fate::Error(sectors) => sectors.min(self.count),
+            Fate::Again => 0,
+        }
+    }
+}
+
+/// What the secondary does with requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Healthy,
+    Failing,
+    Hung,
+}
+
+/// The secondary of a volume.
+#[derive(Debug)]
+pub struct Secondary {
+    /// What a read would see, and what would survive a power cut.
+    pub live: Vec<Stamp>,
+    pub durable: Vec<Stamp>,
+    pub mode: Mode,
+    /// The next flush fails and loses what it covered.
+    pub lose: bool,
+    dirty: Vec<bool>,
+    /// What the flush under way covers.
+    covered: Vec<(usize, Stamp)>,
+    /// Requests that hang.
+    pub hung: Vec<Io>,
+    /// Per track, sends under way.
+    sending: Vec<u8>,
+}
+
+/// Everything of a volume that is not the code under test.
+#[derive(Debug)]
+pub struct Devices {
+    pub geometry: Geometry,
+    pub sectors: usize,
+    pub primary: Vec<Stamp>,
+    /// Tracks that cannot be read.
+    pub unreadable: Vec<bool>,
+    pub secondary: Secondary,
+    /// Memory of runs and where each begins, of before-images, and of the host's reads by queue and tag.
+    slots: Vec<Vec<Stamp>>,
+    slot_starts: Vec<usize>,
+    images: Vec<Vec<Stamp>>,
+    /// Images that are free; the last is handed out first.
+    pub free_images: Vec<ImageNo>,
+    pub host_memory: Vec<Vec<Vec<Stamp>>>,
+}
+
+/// The sector where a track begins.
+pub fn sector_of(track: TrackNo) -> usize {
+    index(track.0) * TRACK_SECTORS
+}
+
+pub fn index(number: u64) -> usize {
+    usize::try_from(number).expect("small")
+}
+
+impl Devices {
+    pub fn new(volume: usize, options: &Options) -> Self {
+        let sectors = options.tracks * TRACK_SECTORS - options.tail;
+        let geometry = Geometry::new(sectors as u64 * SECTOR, TRACK_SECTORS as u64 * SECTOR).expect("valid");
+        let primary: Vec<Stamp> = (0..sectors).map(|sector| Stamp::new(0, volume, sector, false)).collect();
+        let first = if options.first_copy { vec![Stamp::BLANK; sectors] } else { primary.clone() };
+        let run_sectors = index(options.limits.run_tracks) * TRACK_SECTORS;
+        Self {
+            geometry,
+            sectors,
+            unreadable: vec![false; options.tracks],
+            secondary: Secondary {
+                live: first.clone(),
+                durable: first,
+                mode: Mode::Healthy,
+                lose: false,
+                dirty: vec![false; sectors],
+                covered: Vec::new(),
+                hung: Vec::new(),
+                sending: vec![0; options.tracks],
+            },
+            primary,
+            slots: vec![vec![Stamp::BLANK; run_sectors]; options.limits.window],
+            slot_starts: vec![0; options.limits.window],
+            images: vec![vec![Stamp::BLANK; TRACK_SECTORS]; options.images],
+            free_images: (0..options.images).map(ImageNo).collect(),
+            host_memory: vec![vec![Vec::new(); usize::from(options.depth)]; options.queues],
+        }
+    }
+
+    /// First sector and number of sectors of a run of tracks.
+    pub fn sectors_of(&self, tracks: TrackRange) -> (usize, usize) {
+        let (offset, length) = self.geometry.bytes(tracks);
+        (index(offset / SECTOR), index(length / SECTOR))
+    }
+
+    /// A run will be read into the slot.
+    pub fn aim_slot(&mut self, slot: SlotNo, start: usize) {
+        self.slot_starts[slot.0] = start;
+    }
+
+    /// Moves the next sectors of a request.
+    pub fn carry_out(&mut self, io: &Io, sectors: usize) {
+        for done in io.done..io.done + sectors {
+            let sector = io.start + done;
+            match io.kind {
+                IoKind::HostWrite { write, zero, .. } => {
+                    self.primary[sector] = Stamp::new(write, io.volume, sector, zero);
+                }
+                IoKind::HostRead { queue, tag, done: before } => {
+                    self.host_memory[queue][usize::from(tag)][before + done] = self.primary[sector];
+                }
+                IoKind::ReadImage { image, .. } => self.images[image.0][done] = self.primary[sector],
+                IoKind::ReadRun(slot) => self.slots[slot.0][done] = self.primary[sector],
+                IoKind::SendRun(slot, _) => {
+                    let stamp = self.slots[slot.0][sector - self.slot_starts[slot.0]];
+                    self.secondary.put(sector, stamp);
+                }
+                IoKind::SendImage(image, _) => self.secondary.put(sector, self.images[image.0][done]),
+                IoKind::HostFlush { .. } | IoKind::FlushSecondary => {}
+            }
+        }
+    }
+
+    /// Whether one of the sectors lies in a track that cannot be read.
+    pub fn cannot_read(&self, io: &Io) -> bool {
+        let last = (io.start + io.count.max(1) - 1) / TRACK_SECTORS;
+        self.unreadable[io.start / TRACK_SECTORS..=last].iter().any(|unreadable| *unreadable)
+    }
+
+    /// Whether a track in the slot is all zeroes.
+    pub fn slot_is_zero(&self, slot: SlotNo, track: TrackNo) -> bool {
+        let (start, count) = self.sectors_of(TrackRange::one(track));
+        let from = start - self.slot_starts[slot.0];
+        self.slots[slot.0][from..from + count].iter().all(|stamp| stamp.is_zero())
+    }
+
+    /// A send begins: no other of the same track may be under way, and what is sent as zeroes has to be zeroes.
+    pub fn begin_send(&mut self, volume: usize, kind: IoKind) -> Result<(), Violation> {
+        let tracks = match kind {
+            IoKind::SendRun(slot, segment) => {
+                for track in segment.tracks.iter() {
+                    if segment.zero != self.slot_is_zero(slot, track) {
+                        return Err(Violation::new("H18", format!("track {volume}:{track}: zeroes told wrongly")));
+                    }
+                }
+                segment.tracks
+            }
+            IoKind::SendImage(_, track) => TrackRange::one(track),
+            _ => return Ok(()),
+        };
+        for track in tracks.iter() {
+            let sending = &mut self.secondary.sending[index(track.0)];
+            *sending += 1;
+            if *sending > 1 {
+                return Err(Violation::new("H14", format!("two sends of track {volume}:{track} at once")));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn end_send(&mut self, kind: IoKind) {
+        let tracks = match kind {
+            IoKind::SendRun(_, segment) => segment.tracks,
+            IoKind::SendImage(_, track) => TrackRange::one(track),
+            _ => return,
+        };
+        for track in tracks.iter() {
+            self.secondary.sending[index(track.0)] -= 1;
+        }
+    }
+}
+
+impl Secondary {
+    fn put(&mut self, sector: usize, stamp: Stamp) {
+        self.live[sector] = stamp;
+        self.dirty[sector] = true;
+    }
+
+    /// A flush is submitted: it covers what is in the cache now.
+    pub fn begin_flush(&mut self) {
+        self.covered.clear();
+        let dirty = self.dirty.iter().enumerate().filter(|(_, dirty)| **dirty);
+        self.covered.extend(dirty.map(|(sector, _)| (sector, self.live[sector])));
+    }
+
+    /// A flush ends. A failed one loses what it covered, all of it or a part, and says so only once.
+    pub fn end_flush(&mut self, ok: bool, rng: &mut Rng) {
+        let all = rng.chance(3, 4);
+        for (sector, stamp) in std::mem::take(&mut self.covered) {
+            let lost = !ok && (all || rng.chance(1, 2));
+            let same = self.live[sector] == stamp;
+            if !lost {
+                self.durable[sector] = stamp;
+            } else if same {
+                self.live[sector] = self.durable[sector];
+            }
+            if same {
+                self.dirty[sector] = false;
+            }
+        }
+    }
+
+    /// Whether every sector is durable as it reads.
+    pub fn is_durable(&self) -> bool {
+        self.live == self.durable
+    }
+}

@@ -1,0 +1,263 @@
+//! Drives a [`Drain`](farpoint::uploader::Drain) as its thread does, one small step at a time: the letters first, then as
+//! many requests as it has, then the last look before it sleeps. It wakes for a letter, an answer, a claim let go, or the
+//! time it named, and for nothing else: a wake-up that the code forgets is a drain that never goes on.
+
+use crate::devices::{Fate, Io, IoKind, index};
+use crate::trace::Note;
+use crate::world::World;
+use farpoint::uploader::{ImageNo, Message, Op, Report, SlotNo};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Letters,
+    Poll,
+    Doze,
+    Sleep,
+}
+
+/// A drain's thread.
+#[derive(Debug)]
+pub struct Driver {
+    phase: Phase,
+    /// In the scheduler's hands, and rung since it last took its letters.
+    scheduled: bool,
+    ringing: bool,
+    /// It has told the writers that it goes to sleep.
+    dozed: bool,
+    pub wake_us: Option<u64>,
+    /// Wake-ups for a time that had passed already, one after the other.
+    spins: u32,
+    /// Per track, images sent for the present cut; and whether an error has excused more than one.
+    images_sent: Vec<u8>,
+    excused: bool,
+    cut: Option<u64>,
+}
+
+impl Driver {
+    pub fn new(tracks: usize) -> Self {
+        Self {
+            phase: Phase::Letters,
+            scheduled: false,
+            ringing: false,
+            dozed: false,
+            wake_us: None,
+            spins: 0,
+            images_sent: vec![0; tracks],
+            excused: false,
+            cut: None,
+        }
+    }
+
+    /// Its bell rang. True: it slept and has to be scheduled.
+    pub fn rung(&mut self) -> bool {
+        self.ringing = true;
+        !std::mem::replace(&mut self.scheduled, true)
+    }
+
+    fn follow(&mut self, cut: Option<u64>) {
+        if self.cut != cut {
+            self.cut = cut;
+            self.excused = false;
+            self.images_sent.fill(0);
+        }
+    }
+
+    /// Something went wrong in this cut: a track may have to be sent again.
+    fn excuse(&mut self, cut: Option<u64>) {
+        self.follow(cut);
+        self.excused = true;
+    }
+
+    /// R40: of one track and cut one image is sent, unless a send failed.
+    fn image_sent(&mut self, cut: Option<u64>, track: usize) -> bool {
+        self.follow(cut);
+        self.images_sent[track] += 1;
+        self.images_sent[track] == 1 || self.excused
+    }
+}
+
+impl World {
+    /// A drain's thread runs, a little or until it sleeps. False: it sleeps.
+    pub fn run_drain(&mut self, volume: usize) -> bool {
+        loop {
+            if !self.drain_step(volume) {
+                return false;
+            }
+            if self.options.fine {
+                return true;
+            }
+        }
+    }
+
+    fn drain_step(&mut self, index: usize) -> bool {
+        let now_ms = self.now_ms();
+        let volume = &mut self.volumes[index];
+        match volume.driver.phase {
+            Phase::Letters => {
+                volume.driver.ringing = false;
+                volume.driver.dozed = false;
+                self.open_letters(index);
+                self.volumes[index].driver.phase = Phase::Poll;
+            }
+            Phase::Poll => match volume.drain.poll(now_ms, &volume.tracking) {
+                Some(op) => self.carry_out(index, op),
+                None if volume.driver.dozed => volume.driver.phase = Phase::Sleep,
+                None => volume.driver.phase = Phase::Doze,
+            },
+            Phase::Doze => {
+                volume.driver.dozed = true;
+                volume.driver.phase = if volume.tracking.doze() { Phase::Sleep } else { Phase::Poll };
+            }
+            Phase::Sleep => {
+                volume.driver.phase = Phase::Letters;
+                if !volume.driver.ringing {
+                    volume.driver.scheduled = false;
+                    self.sleep(index);
+                    return false;
+                }
+            }
+        }
+        self.collect_drain(index);
+        true
+    }
+
+    fn open_letters(&mut self, index: usize) {
+        let now_ms = self.now_ms();
+        while let Some(message) = self.volumes[index].side.mailbox.pop_front() {
+            self.note(Note::Drain(index, message));
+            let volume = &mut self.volumes[index];
+            match message {
+                Message::Image(image, track) => volume.drain.add_image(&volume.tracking, image, track),
+                Message::ImageLost => volume.drain.image_lost(&volume.tracking),
+                Message::Want(track) => volume.drain.want(track, now_ms),
+                Message::Look | Message::Stop => {}
+                Message::Pause(paused) => volume.drain.pause(paused),
+                Message::Policy(policy) => volume.drain.set_policy(policy),
+            }
+        }
+    }
+
+    /// It sleeps until the time it names. A time that has passed, again and again, is a thread that never sleeps.
+    fn sleep(&mut self, index: usize) {
+        let now_ms = self.now_ms();
+        let now_us = self.now_us;
+        let volume = &mut self.volumes[index];
+        let wake_ms = volume.drain.wake_at(now_ms, &volume.tracking);
+        let spins = wake_ms.is_some_and(|wake| wake <= now_ms);
+        volume.driver.wake_us = wake_ms.map(|wake| (wake * 1000).max(now_us + 1000));
+        volume.driver.spins = if spins { volume.driver.spins + 1 } else { 0 };
+        if volume.driver.spins > 20 {
+            let text = format!("volume {index}: wants to be woken at {wake_ms:?} ms when it is {now_ms} ms, for ever");
+            self.breach("spin", text);
+        }
+    }
+
+    fn carry_out(&mut self, index: usize, op: Op) {
+        self.note(Note::Poll(index, op));
+        match op {
+            Op::Read(slot, tracks) => self.read_run(index, slot, tracks),
+            Op::Write(slot, segment) => {
+                if self.damaged() {
+                    let now_ms = self.now_ms();
+                    let volume = &mut self.volumes[index];
+                    volume.driver.excuse(volume.tracking.cut());
+                    volume.drain.slot_damaged(slot, segment, now_ms, &volume.tracking);
+                } else {
+                    self.send(index, IoKind::SendRun(slot, segment), segment.tracks);
+                }
+            }
+            Op::WriteImage(image, track) => self.write_image(index, image, track),
+            Op::Flush => {
+                self.volumes[index].side.devices.secondary.begin_flush();
+                self.volumes[index].side.submit(IoKind::FlushSecondary, 0, 0);
+            }
+        }
+    }
+
+    fn write_image(&mut self, index: usize, image: ImageNo, track: farpoint::geometry::TrackNo) {
+        if self.damaged() {
+            let now_ms = self.now_ms();
+            let volume = &mut self.volumes[index];
+            volume.driver.excuse(volume.tracking.cut());
+            volume.drain.image_damaged(image, now_ms, &volume.tracking);
+            return;
+        }
+        let volume = &mut self.volumes[index];
+        let cut = volume.tracking.cut();
+        if !volume.driver.image_sent(cut, index(track.0)) {
+            self.breach("R40", format!("a second image of track {index}:{track} in cut {cut:?}"));
+        }
+        self.send_image(index, image, track);
+    }
+
+    /// A request of the drain's is answered.
+    pub fn answer_drain(&mut self, io: &Io) {
+        let now_ms = self.now_ms();
+        let volume = &mut self.volumes[io.volume];
+        let devices = &mut volume.side.devices;
+        devices.end_send(io.kind);
+        let ok = io.fate == Fate::Good;
+        if !ok {
+            volume.driver.excuse(volume.tracking.cut());
+            self.coverage.secondary_errors += u64::from(io.kind.to_secondary());
+        }
+        match io.kind {
+            IoKind::ReadRun(slot) => self.answer_run(io, slot, ok),
+            IoKind::SendRun(slot, segment) => {
+                volume.drain.write_done(slot, segment, ok, now_ms, &volume.tracking);
+            }
+            IoKind::SendImage(image, _) => volume.drain.image_done(image, ok, now_ms, &volume.tracking),
+            IoKind::FlushSecondary => {
+                let ok = ok && !std::mem::take(&mut devices.secondary.lose);
+                devices.secondary.end_flush(ok, &mut self.rng);
+                volume.drain.flush_done(ok, now_ms, &volume.tracking);
+            }
+            _ => {}
+        }
+        self.volumes[io.volume].side.ring_drain = true;
+        self.collect_drain(io.volume);
+    }
+
+    fn answer_run(&mut self, io: &Io, slot: SlotNo, ok: bool) {
+        let now_ms = self.now_ms();
+        let volume = &mut self.volumes[io.volume];
+        let devices = &volume.side.devices;
+        if ok && !devices.cannot_read(io) {
+            volume.drain.read_done(slot, &volume.tracking, |track| devices.slot_is_zero(slot, track));
+        } else {
+            volume.drain.read_failed(slot, now_ms, &volume.tracking);
+        }
+    }
+
+    /// Picks up what a call of the drain has brought about: reports, memory that is free, claims let go.
+    fn collect_drain(&mut self, index: usize) {
+        let volume = &mut self.volumes[index];
+        for report in volume.drain.take_reports() {
+            self.report(index, report);
+        }
+        let volume = &mut self.volumes[index];
+        for image in volume.drain.take_freed() {
+            volume.side.devices.free_images.push(image);
+        }
+        let waiters = volume.tracking.claims().take_waiters();
+        volume.side.ring(waiters);
+        self.collect(index);
+    }
+
+    fn report(&mut self, index: usize, report: Report) {
+        self.note(Note::Report(index, report));
+        self.tell_controller_report(index, report);
+    }
+
+    /// Whether the drain says that the secondary is an exact copy, and nothing is left in its hands.
+    pub fn is_settled(&self, volume: usize) -> bool {
+        let volume = &self.volumes[volume];
+        let images = volume.side.devices.free_images.len();
+        volume.drain.in_sync(&volume.tracking)
+            && volume.drain.tracks_in_transit() == 0
+            && volume.tracking.in_flight() == 0
+            && images == self.options.images
+            && volume.side.mailbox.is_empty()
+            && index(volume.drain.tracks_unreadable()) == 0
+    }
+}

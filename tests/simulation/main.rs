@@ -1,0 +1,147 @@
+//! Simulation of the code that decides: seeded, single-threaded, with disks that tear, hang, fail and forget, and a judge
+//! that knows nothing of the code (hazards: tools, the oracle).
+//!
+//! `SEED=n` runs one seed and tells all of it; `SEEDS=n` that many fresh ones; `SECONDS=n` fresh ones for so long.
+//! Always in a release build, where a million steps take a few seconds: `cargo test --release --features bugs`.
+
+mod checker;
+mod controller;
+mod devices;
+mod driver;
+mod options;
+mod rng;
+mod run;
+mod side;
+mod trace;
+mod workload;
+mod world;
+
+use farpoint::bugs::{Bug, plant};
+use run::{Outcome, run};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use world::Coverage;
+
+/// Seeds that every run of the tests goes through, and fresh ones besides.
+const FIXED_SEEDS: u64 = 2000;
+const FRESH_SEEDS: u64 = 500;
+/// Each known bug has to be found within so many seeds.
+const BUG_SEEDS: u64 = 2000;
+
+/// Runs a seed; a panic of the code under test is told with its seed.
+fn attempt(seed: u64) -> Outcome {
+    catch_unwind(AssertUnwindSafe(|| run(seed, false))).unwrap_or_else(|panic| {
+        println!("seed {seed} panicked; to repeat: scripts/sim {seed}");
+        std::panic::resume_unwind(panic)
+    })
+}
+
+fn report(seed: u64, outcome: &Outcome) {
+    let Some(violation) = &outcome.violation else { return };
+    println!("seed {seed}: {violation}\n{:#?}", outcome.options);
+    for line in &outcome.trace {
+        println!("{line}");
+    }
+    println!("seed {seed}: {violation}\nto repeat: scripts/sim {seed}");
+}
+
+/// Runs seeds until they or the time are used up; fails at the first that breaks a promise.
+fn run_all(seeds: impl Iterator<Item = u64>, time: Option<Duration>) -> Coverage {
+    let began = Instant::now();
+    let mut coverage = Coverage::default();
+    let mut count = 0_u64;
+    for seed in seeds {
+        if time.is_some_and(|time| began.elapsed() >= time) {
+            break;
+        }
+        let outcome = attempt(seed);
+        report(seed, &outcome);
+        assert!(outcome.violation.is_none(), "seed {seed} broke a promise; to repeat: scripts/sim {seed}");
+        coverage.add(&outcome.coverage);
+        count += 1;
+    }
+    let (seconds, steps) = (began.elapsed().as_secs_f64(), coverage.steps);
+    println!(
+        "{count} seeds in {seconds:.1} s, {:.2} million steps a second: {coverage:?}",
+        steps as f64 / seconds / 1e6
+    );
+    coverage
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|value| value.parse().ok())
+}
+
+#[test]
+fn fixed_seeds_keep_every_promise() {
+    if let Some(seed) = number("SEED") {
+        let outcome = run(seed, true);
+        report(seed, &outcome);
+        assert!(outcome.violation.is_none(), "seed {seed} broke a promise");
+        return;
+    }
+    let coverage = run_all(0..FIXED_SEEDS, None);
+    assert!(coverage.points > FIXED_SEEDS && coverage.aborted > FIXED_SEEDS && coverage.images > FIXED_SEEDS);
+}
+
+#[test]
+fn fresh_seeds_keep_every_promise() {
+    if number("SEED").is_some() {
+        return;
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_micros());
+    let first = number("FIRST").unwrap_or(u64::try_from(now % (1 << 48)).unwrap_or(0));
+    let time = number("SECONDS").map(Duration::from_secs);
+    let count = number("SEEDS").unwrap_or(if time.is_some() { u64::MAX / 2 } else { FRESH_SEEDS });
+    println!("seeds from {first}, at most {count}");
+    run_all(first..first.saturating_add(count), time);
+}
+
+/// The bug has to be found, by whatever promise it breaks or check of the code it trips.
+fn must_be_found(bug: Bug) {
+    plant(Some(bug));
+    let mut steps = 0;
+    for seed in 0..BUG_SEEDS {
+        let Ok(outcome) = catch_unwind(AssertUnwindSafe(|| run(seed, false))) else {
+            println!("{bug:?}: found by a check of the code itself, seed {seed}, after {steps} steps");
+            return;
+        };
+        steps += outcome.coverage.steps;
+        if let Some(violation) = outcome.violation {
+            println!("{bug:?}: found by seed {seed}, after {steps} steps: {violation}");
+            return;
+        }
+    }
+    panic!("{bug:?} was not found by {BUG_SEEDS} seeds, {steps} steps");
+}
+
+macro_rules! bugs_are_found {
+    ($($name:ident: $bug:ident,)*) => {
+        $(#[test]
+        fn $name() {
+            must_be_found(Bug::$bug);
+        })*
+
+        #[test]
+        fn every_known_bug_has_its_test() {
+            // No arm for anything else: a bug that is added must be added here.
+            let covered = |bug: Bug| match bug { $(Bug::$bug => stringify!($name),)* };
+            assert!(covered(Bug::ClearAfterRead).starts_with("a_mark"));
+        }
+    };
+}
+
+bugs_are_found! {
+    a_mark_cleared_after_the_read_is_found: ClearAfterRead,
+    a_missing_second_mark_is_found: NoSecondMark,
+    a_read_that_is_no_collision_is_found: ReadingIsNoCollision,
+    a_cut_that_does_not_wait_is_found: CutWithoutWaiting,
+    an_early_release_is_found: EarlyRelease,
+    drained_with_tracks_in_transit_is_found: DrainedInTransit,
+    a_recording_dropped_at_abort_is_found: RecordingDropped,
+    an_image_freed_early_is_found: ImageFreedEarly,
+    an_ignored_failure_of_a_flush_is_found: FlushFailureIgnored,
+    a_second_mark_that_moves_is_found: SecondMarkMoves,
+    a_send_repeated_from_the_primary_is_found: ResendFromPrimary,
+    a_track_sent_twice_at_once_is_found: SentTwiceAtOnce,
+}

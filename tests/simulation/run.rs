@@ -1,0 +1,205 @@
+//! One run: rounds of work under faults, each ended by two questions. With the faults still there, is every request of
+//! the host answered within the bounds? And once they are healed, do all groups end and the secondaries catch up?
+
+use crate::checker::{Checker, Violation};
+use crate::controller::Command;
+use crate::options::Options;
+use crate::rng::Rng;
+use crate::trace::Note;
+use crate::world::{Coverage, World};
+
+/// Simulated time and steps within which everything is in sync once devices are well: the longest back-off, the longest
+/// time that an unreadable track is left alone, and generous room.
+const SETTLE_US_MAX: u64 = 120_000_000;
+const SETTLE_STEPS_MAX: u64 = 60_000;
+/// Steps within which what can go on does so: every event is chosen many times over.
+const ANSWER_STEPS_MAX: u64 = 30_000;
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    pub violation: Option<Violation>,
+    pub coverage: Coverage,
+    pub options: Options,
+    pub trace: Vec<String>,
+}
+
+/// Runs a seed.
+pub fn run(seed: u64, verbose: bool) -> Outcome {
+    let mut rng = Rng::new(seed ^ 0xa5a5_5a5a);
+    let options = Options::draw(&mut rng);
+    if verbose {
+        println!("{options:#?}");
+    }
+    let mut world = World::new(options, seed, verbose);
+    for _ in 0..world.options.rounds {
+        world.work();
+        world.answer_all();
+        world.settle();
+        if world.violation.is_some() {
+            break;
+        }
+    }
+    world.outcome()
+}
+
+impl World {
+    pub fn outcome(self) -> Outcome {
+        Outcome { violation: self.violation, coverage: self.coverage, options: self.options, trace: self.trace.lines() }
+    }
+
+    fn work(&mut self) {
+        self.note(Note::Phase("work"));
+        self.faulty = true;
+        self.start_writers();
+        for step in 0..self.options.round_steps {
+            self.disturb();
+            if !self.step() || self.violation.is_some() {
+                break;
+            }
+            if step % 512 == 511 {
+                self.check_lag();
+            }
+        }
+        self.active = false;
+    }
+
+    fn requests_open(&self) -> usize {
+        self.volumes.iter().flat_map(|volume| &volume.side.asked).flatten().flatten().count()
+    }
+
+    /// P5: a hold ends with the run timer, a collision with the longest wait, whatever the secondary does.
+    pub fn answer_all(&mut self) {
+        self.note(Note::Phase("answer"));
+        self.active = false;
+        let began = (self.now_us, self.coverage.steps);
+        let hold_us = self.options.run_timer_us;
+        // A write over several tracks may wait for each of them, one after the other; the longest wait is drawn per run.
+        let wait_us = 100_000 * (self.options.tracks_per_write as u64 + 1);
+        while self.requests_open() > 0 && self.violation.is_none() {
+            let steps = self.coverage.steps - began.1;
+            let bound_us = hold_us + wait_us + steps * self.options.tick_us + 10_000;
+            let waited_us = self.now_us - began.0;
+            if waited_us > bound_us || steps > ANSWER_STEPS_MAX {
+                let open = self.volumes.iter().flat_map(|volume| &volume.side.asked).flatten().flatten().next();
+                let text = format!("a request is not answered after {waited_us} us, {steps} steps: {open:?}");
+                return self.breach("P5", text);
+            }
+            if !self.step() {
+                return self.breach("P5", "nothing can happen any more and a request is not answered");
+            }
+        }
+    }
+
+    /// P6: with the host silent and devices well, groups end, everything is sent, and both sides are equal.
+    pub fn settle(&mut self) {
+        if self.violation.is_some() {
+            return;
+        }
+        self.note(Note::Phase("settle"));
+        self.heal();
+        let began = (self.now_us, self.coverage.steps);
+        let give_up = self.rng.chance(1, 8);
+        loop {
+            self.urge(give_up);
+            let went_on = self.step();
+            if self.violation.is_some() {
+                return;
+            }
+            if self.is_quiet() {
+                break;
+            }
+            let (us, steps) = (self.now_us - began.0, self.coverage.steps - began.1);
+            let late = us > SETTLE_US_MAX + steps * self.options.tick_us || steps > SETTLE_STEPS_MAX;
+            if !went_on || late {
+                let text = format!("after {us} us and {steps} steps nothing goes on: {}", self.describe());
+                return self.breach("progress", text);
+            }
+        }
+        self.coverage.settled += 1;
+        self.check_settled();
+    }
+
+    /// Goes on with the groups that wait for a command.
+    fn urge(&mut self, give_up: bool) {
+        if !self.controller_rests() {
+            return;
+        }
+        let mut commands = Vec::new();
+        for running in &self.controller.groups {
+            if running.aborted {
+                continue;
+            }
+            if give_up {
+                commands.push(Command::Abort(running.number));
+            } else if running.point.is_some() {
+                commands.push(Command::Complete(running.number));
+            } else if running.answered.is_some() && !running.ran {
+                commands.push(Command::Run(running.number));
+            }
+        }
+        for command in commands {
+            self.command(command);
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.ready.is_empty()
+            && self.controller.is_idle()
+            && self.requests_open() == 0
+            && (0..self.volumes.len()).all(|volume| self.is_settled(volume))
+    }
+
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        for running in &self.controller.groups {
+            text += &format!("group {:?}; ", running.group);
+        }
+        for (index, volume) in self.volumes.iter().enumerate() {
+            let tracking = &volume.tracking;
+            text += &format!(
+                "volume {index}: cut {:?}, out of sync {}, recording {}, owned {}, in flight {}, in transit {}; ",
+                tracking.cut(),
+                tracking.out_of_sync().count(),
+                tracking.change_recording().count(),
+                tracking.owned(),
+                tracking.in_flight(),
+                volume.drain.tracks_in_transit(),
+            );
+        }
+        text
+    }
+
+    /// Both sides are equal and durable, the primary holds what the host wrote, and every count is 0.
+    pub fn check_settled(&mut self) {
+        self.check_counts();
+        for index in 0..self.volumes.len() {
+            let volume = &self.volumes[index];
+            let devices = &volume.side.devices;
+            let verdict = Checker::check_equal(index, &devices.primary, &devices.secondary.durable)
+                .and_then(|()| self.checker.check_read(index, 0, &devices.primary, u64::MAX - 1));
+            let (tracking, in_transit) = (&volume.tracking, volume.drain.tracks_in_transit());
+            let counts = [
+                tracking.out_of_sync().count_exactly(),
+                tracking.change_recording().count_exactly(),
+                tracking.owned(),
+                tracking.in_flight(),
+                in_transit,
+            ];
+            self.judge(verdict);
+            if counts != [0; 5] {
+                self.breach("P6", format!("volume {index} rests with counts {counts:?}"));
+            }
+        }
+        self.check_lag();
+    }
+
+    fn check_lag(&mut self) {
+        for index in 0..self.volumes.len() {
+            let volume = &self.volumes[index];
+            let synced_us = volume.drain.synced_ms() * 1000;
+            let verdict = self.checker.check_lag(index, &volume.side.devices.secondary.durable, synced_us);
+            self.judge(verdict);
+        }
+    }
+}
