@@ -252,15 +252,15 @@ make_runtime() {
 }
 
 run_guest() {
-    local directory qemu streams=() ended=''
+    local qemu streams=() ended=''
     need_machine
-    directory=$(prepare_kernel "${kernel:-6.12}") || exit 125
+    prepare_kernel "${kernel:-6.12}"
     make_runtime
-    write_command "$directory"
+    write_command "$vm_kernel_directory"
     start_file_server "$(find_virtiofsd)"
     start cat "$vm_dir/out.out" && streams+=("${vm_pids[-1]}")
     start cat "$vm_dir/err.out" >&2 && streams+=("${vm_pids[-1]}")
-    start_qemu "$directory"
+    start_qemu "$vm_kernel_directory"
     qemu=${vm_pids[-1]}
     start sleep $((timeout + 30))
     wait -n -p ended "$qemu" "${vm_pids[-1]}" "${streams[@]}" || true

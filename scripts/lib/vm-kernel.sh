@@ -7,6 +7,7 @@
 
 vm_cache=${FARPOINT_CACHE:-${HOME:-/root}/.cache/farpoint}/vm
 vm_kernel_choices=(6.12 newest)
+vm_kernel_directory=''
 
 say() { printf 'vm: %s\n' "$*" >&2; }
 
@@ -92,12 +93,16 @@ newer_keyring() {
 update_lists() { private_apt apt-get -qq -o APT::Update::Error-Mode=any update >&2; }
 
 refresh_lists() {
-    local keyring
+    local keyring errors
     write_apt_state "$(keyring_of_machine)"
-    update_lists && return
-    keyring=$(newer_keyring) || die "cannot fetch debian-archive-keyring with this machine's apt (see above)"
-    write_apt_state "$keyring"
-    update_lists || die "cannot read the Debian kernel packages' lists (see above); the network is needed for the first run"
+    errors=$(update_lists 2>&1) && return
+    if grep -qE 'NO_PUBKEY|EXPKEYSIG|not signed|signature' <<<"$errors"; then
+        keyring=$(newer_keyring) || die "cannot fetch debian-archive-keyring with this machine's apt (see above)"
+        write_apt_state "$keyring"
+        errors=$(update_lists 2>&1) && return
+    fi
+    printf '%s\n' "$errors" >&2
+    die "cannot read the lists of Debian's kernel packages (see above); a kernel's first run needs the network"
 }
 
 # package_field PACKAGE SUITE FIELD
@@ -175,38 +180,44 @@ newest_image() {
 }
 
 download_kernel() {
-    local choice=$1 suite image package release debs=()
+    local choice=$1 suite image release packages package deb debs=()
     suite=$(suite_of_kernel "$choice")
     need_programs dpkg-deb:dpkg zstd:zstd xz:xz-utils depmod:kmod sha256sum:coreutils
     refresh_lists
     image=$(newest_image "$suite") || die "the suite $suite has no cloud kernel"
     release=${image#linux-image-}
     if ! kernel_is_sound "$vm_cache/kernels/$release"; then
-        for package in $(kernel_packages "$suite" "$image"); do debs+=("$(fetch_package "$suite" "$package")"); done
+        [[ ! -d $vm_cache/kernels/$release ]] || say "the cached kernel $release is damaged: unpacking it again"
+        packages=$(kernel_packages "$suite" "$image")
+        for package in $packages; do
+            deb=$(fetch_package "$suite" "$package")
+            debs+=("$deb")
+        done
         unpack_kernel "$release" "${debs[@]}"
     fi
     echo "$release" >"$vm_cache/.current-$choice"
     mv "$vm_cache/.current-$choice" "$vm_cache/current-$choice"
-    say "kernel $choice is $release"
 }
 
-# cached_kernel CHOICE: the directory of a kernel that is there and undamaged, else failure.
+# cached_kernel CHOICE: finds a kernel that is there and undamaged.
 cached_kernel() {
     local release
-    release=$(cat "$vm_cache/current-$1" 2>/dev/null) && [[ -n $release ]] && kernel_is_sound "$vm_cache/kernels/$release" &&
-        echo "$vm_cache/kernels/$release"
+    release=$(cat "$vm_cache/current-$1" 2>/dev/null) || return 1
+    [[ -n $release ]] && kernel_is_sound "$vm_cache/kernels/$release"
 }
 
-# prepare_kernel CHOICE [update]: prints the kernel's directory; needs the network only if it is not there or to be updated.
+# prepare_kernel CHOICE [update]: sets vm_kernel_directory; needs the network only if the kernel is not there, or for update.
+# Not to be called in a condition, where bash would go on after errors.
 prepare_kernel() {
-    local choice=$1
-    suite_of_kernel "$choice" >/dev/null
-    if [[ ${2:-} != update ]] && cached_kernel "$choice"; then return; fi
-    mkdir -p "$vm_cache" || die "cannot write $vm_cache: set FARPOINT_CACHE to a directory for downloads"
-    (
-        flock 9
-        # Another call may have fetched it while this one waited.
-        if [[ ${2:-} == update ]] || ! cached_kernel "$choice" >/dev/null; then download_kernel "$choice"; fi
-    ) 9>"$vm_cache/lock"
-    cached_kernel "$choice" || die "the kernel $choice in $vm_cache is damaged: remove that directory and try again"
+    suite_of_kernel "$1" >/dev/null
+    if [[ ${2:-} == update ]] || ! cached_kernel "$1"; then
+        mkdir -p "$vm_cache" || die "cannot write $vm_cache: set FARPOINT_CACHE to a directory for downloads"
+        (
+            flock 9
+            # Another call may have fetched it while this one waited.
+            if [[ ${2:-} != update ]] && cached_kernel "$1"; then exit 0; fi
+            download_kernel "$1"
+        ) 9>"$vm_cache/lock"
+    fi
+    vm_kernel_directory=$vm_cache/kernels/$(cat "$vm_cache/current-$1")
 }

@@ -93,3 +93,91 @@ fn judge_volume(volume: &VolumeReport, lag_max: Duration) -> (Verdict, String) {
         _ => said(Verdict::Healthy, state_word(volume.state).to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::to_raw_value;
+
+    use super::*;
+    use crate::controller::api::{Counters, FailureKind, KernelReport, Settings};
+
+    fn healthy() -> VolumeReport {
+        VolumeReport {
+            name: "v".into(),
+            state: VolumeState::Normal,
+            reason: None,
+            device: None,
+            size: 1 << 30,
+            track_size: 65536,
+            primary: "/dev/a".into(),
+            secondary: "/dev/b".into(),
+            link: LinkState::Up,
+            full_copy_needed: false,
+            increment: None,
+            drained: false,
+            last_complete: None,
+            last_complete_age_s: None,
+            lag_s: 0.5,
+            out_of_sync_tracks: 0,
+            out_of_sync_bytes: 0,
+            recorded_tracks: 0,
+            in_transit_bytes: 0,
+            unreadable_tracks: 0,
+            rate_bytes_per_s: 0,
+            eta_s: None,
+            images_used: 0,
+            images_max: 0,
+            settings: Settings::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    fn judged(volumes: Vec<VolumeReport>) -> (Verdict, String) {
+        let kernel = KernelReport::default();
+        let report = StatusReport { schema: String::new(), version: String::new(), kernel, volumes };
+        judge(&Ok(to_raw_value(&report).expect("serializable")), Duration::from_secs(60))
+    }
+
+    #[test]
+    fn each_trouble_has_its_verdict() {
+        type Trouble = fn(&mut VolumeReport);
+        let table: [(Trouble, Verdict, &str); 11] = [
+            (|_| {}, Verdict::Healthy, "OK - 1 volume, lag 0.5s"),
+            (|v| v.state = VolumeState::Failed, Verdict::Critical, "CRITICAL - v failed"),
+            (|v| v.state = VolumeState::Down, Verdict::Degraded, "WARNING - v is down"),
+            (|v| v.state = VolumeState::Aborting, Verdict::Degraded, "WARNING - v aborting an increment"),
+            (|v| v.link = LinkState::Failing, Verdict::Critical, "CRITICAL - v secondary failing"),
+            (|v| v.link = LinkState::Paused, Verdict::Degraded, "WARNING - v secondary paused"),
+            (|v| v.link = LinkState::Stalled, Verdict::Degraded, "WARNING - v secondary stalled"),
+            (|v| v.unreadable_tracks = 2, Verdict::Critical, "CRITICAL - v has 2 unreadable tracks"),
+            (|v| v.full_copy_needed = true, Verdict::Degraded, "WARNING - v has no full copy yet"),
+            (|v| v.lag_s = 61.0, Verdict::Degraded, "WARNING - v lags 1m01s"),
+            (|v| v.lag_s = -1.0, Verdict::Degraded, "WARNING - v lags unknown"),
+        ];
+        for (trouble, verdict, line) in table {
+            let mut volume = healthy();
+            trouble(&mut volume);
+            assert_eq!(judged(vec![volume]), (verdict, line.to_owned()));
+        }
+    }
+
+    #[test]
+    fn the_worst_volume_decides_and_every_bad_one_is_named() {
+        let mut paused = healthy();
+        paused.link = LinkState::Paused;
+        let mut failed = healthy();
+        failed.state = VolumeState::Failed;
+        failed.reason = Some("lost\nit".into());
+        let (verdict, line) = judged(vec![healthy(), paused, failed]);
+        assert_eq!((verdict, line.as_str()), (Verdict::Critical, "CRITICAL - v secondary paused; v failed (lost it)"));
+    }
+
+    #[test]
+    fn what_cannot_be_found_out_is_unknown() {
+        assert_eq!(judged(Vec::new()).0.exit_code(), 3);
+        let lag_max = Duration::from_secs(60);
+        assert_eq!(judge(&Err(Failure::new(FailureKind::Failed, "x\ny")), lag_max).1, "UNKNOWN - x y");
+        let nonsense = RawValue::from_string("[]".to_owned()).expect("JSON");
+        assert_eq!(judge(&Ok(nonsense), lag_max).0, Verdict::Unknown);
+    }
+}

@@ -172,8 +172,7 @@ fn usage_error(error: &clap::Error) -> String {
     let text = text.split("\n\n").next().unwrap_or_default();
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let text = limits::shorten(&words, 300);
-    let text = text.strip_suffix('.').unwrap_or(&text);
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+    if matches!(error.kind(), ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand) {
         return "no command is given; see 'farpoint --help'".to_owned();
     }
     format!("{text}; see 'farpoint --help'")
@@ -249,6 +248,3 @@ fn unexpected(error: &serde_json::Error) -> Failure {
 fn command() -> clap::Command {
     Cli::command()
 }
-
-#[cfg(test)]
-mod tests;

@@ -49,6 +49,7 @@ pub(super) fn render(report: &StatusReport, verbose: bool, colored: bool) -> Str
     let mut lines = Lines { text: String::new() };
     if verbose {
         let features = report.kernel.ublk_features.join(",");
+        let features = if features.is_empty() { "none".to_owned() } else { features };
         lines.line("").word("version", &report.version).word("kernel", &report.kernel.release).word("ublk", &features);
     }
     for volume in &report.volumes {
@@ -108,7 +109,7 @@ fn render_settings(lines: &mut Lines, settings: &Settings) {
     lines.raw("collision-wait", &format!("{collision_wait_ms}ms"));
 }
 
-/// In the order and under the names of the report, so that a new counter is shown without a change here.
+/// Under the names of the report, so that a new counter is shown without a change here.
 fn render_counters(lines: &mut Lines, counters: &Counters) {
     let Ok(serde_json::Value::Object(counters)) = serde_json::to_value(counters) else { return };
     for (at, (key, value)) in counters.iter().enumerate() {

@@ -20,8 +20,9 @@ use crate::controller::call::{Call, EVENTS_MAX, Peer};
 
 /// How often a client that waits for an answer is looked at, whether it is still there.
 const HANG_UP_CHECK_EVERY: Duration = Duration::from_millis(250);
-/// Pause after a line that is refused, so that a flood of them costs little.
+/// Pause after a line that is refused, so that a flood of them costs little. The first few are mistakes.
 const PAUSE_AFTER_REFUSAL: Duration = Duration::from_millis(20);
+const REFUSALS_WITHOUT_PAUSE: u32 = 8;
 /// How long a connection that ends with an error goes on taking what was sent, so that the client reads the error.
 const LINGER_TIME_MAX: Duration = Duration::from_millis(500);
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
@@ -30,14 +31,20 @@ const LINGER_BYTES_MAX: usize = 1024 * 1024;
 struct Over;
 
 pub(super) struct Connection {
-    pub(super) stream: UnixStream,
-    pub(super) peer: Peer,
-    pub(super) right: Right,
-    pub(super) calls: mpsc::Sender<Call>,
-    pub(super) limits: Limits,
+    stream: UnixStream,
+    peer: Peer,
+    right: Right,
+    calls: mpsc::Sender<Call>,
+    limits: Limits,
+    /// Lines refused so far.
+    refusals: u32,
 }
 
 impl Connection {
+    pub(super) fn new(stream: UnixStream, peer: Peer, right: Right, calls: mpsc::Sender<Call>, limits: Limits) -> Self {
+        Self { stream, peer, right, calls, limits, refusals: 0 }
+    }
+
     /// Serves the client until it is gone, misbehaves, or the daemon stops.
     pub(super) async fn run(mut self) {
         let mut lines = Lines::new(LINE_BYTES_MAX, self.limits.line_time_max);
@@ -65,9 +72,7 @@ impl Connection {
             Ok(command) => command,
             Err(refusal) => {
                 tracing::debug!("{}: refused: {}", self.peer, refusal.message);
-                self.write(&rpc::refusal_line(&refusal)).await?;
-                sleep(PAUSE_AFTER_REFUSAL).await;
-                return Ok(());
+                return self.refuse(&rpc::refusal_line(&refusal)).await;
             }
         };
         let (verb, volumes) = (request.verb(), request.volumes().join(" "));
@@ -75,9 +80,7 @@ impl Connection {
             tracing::warn!("{}: refused for want of permission: {verb} {volumes}", self.peer);
             let message = "you may not command this daemon; ask as root or as a member of its group";
             let failure = Failure::new(FailureKind::Permission, message);
-            self.write(&rpc::reply_line(&id, Err(&failure))).await?;
-            sleep(PAUSE_AFTER_REFUSAL).await;
-            return Ok(());
+            return self.refuse(&rpc::reply_line(&id, Err(&failure))).await;
         }
         if request.is_read_only() {
             tracing::debug!("{}: {verb} {volumes}", self.peer);
@@ -88,6 +91,15 @@ impl Connection {
             Request::Events(events) => self.stream_events(&id, events).await,
             request => self.answer(&id, request).await,
         }
+    }
+
+    async fn refuse(&mut self, line: &[u8]) -> Result<(), Over> {
+        self.write(line).await?;
+        self.refusals = self.refusals.saturating_add(1);
+        if self.refusals > REFUSALS_WITHOUT_PAUSE {
+            sleep(PAUSE_AFTER_REFUSAL).await;
+        }
+        Ok(())
     }
 
     /// Asks the controller and writes its answer. If the client goes first, the call goes with it.
@@ -144,7 +156,7 @@ impl Connection {
     }
 
     /// Says a last line. A socket closed with unread input would take that line away from the client.
-    pub(super) async fn turn_away(&mut self, line: &[u8]) {
+    async fn turn_away(&mut self, line: &[u8]) {
         let last_words = async {
             self.stream.write_all(line).await?;
             self.stream.shutdown().await?;

@@ -102,11 +102,13 @@ impl Server {
                 let right = access.right_of(&peer).await;
                 let asker = if right < Right::Command { askers.try_acquire_owned().map(Some) } else { Ok(None) };
                 match asker {
-                    Ok(_asker) => Connection { stream, peer, right, calls, limits }.run().await,
+                    Ok(_asker) => Connection::new(stream, peer, right, calls, limits).run().await,
                     Err(_) => turn_away(stream),
                 }
                 drop(place);
             });
+            // A burst of clients is not all taken in before the first of them could have been served and be gone.
+            tokio::task::yield_now().await;
         }
     }
 }

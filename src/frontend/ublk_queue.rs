@@ -191,8 +191,9 @@ fn serve_with(
         wait()?;
         let mut batch: [Option<cqueue::Entry>; BATCH] = [const { None }; BATCH];
         loop {
+            // The places first: zipped the other way round, a completion for which there is no place would be lost.
             let count = with_task_io_ring_mut(|ring| {
-                ring.completion().zip(batch.iter_mut()).map(|(entry, place)| *place = Some(entry)).count()
+                batch.iter_mut().zip(ring.completion()).map(|(place, entry)| *place = Some(entry)).count()
             });
             for completion in batch[..count].iter_mut().filter_map(Option::take) {
                 stopping |= dispatch(&completion, bell, handler, &mut io);

@@ -86,7 +86,9 @@ impl Group {
 
     /// `run`: releases every member, once all have cut.
     pub fn run(&mut self, effects: &mut Vec<GroupEffect>) -> Result<(), Refusal> {
-        self.all(Event::Run, effects)
+        self.all(Event::Run, effects)?;
+        self.settle(None, effects);
+        Ok(())
     }
 
     /// `increment-complete`: retires every member, once all are drained.

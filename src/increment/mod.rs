@@ -65,10 +65,12 @@ impl fmt::Display for AbortReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     Normal,
-    /// The cut is made and new writes are held. `reached`: the writes before it have all finished.
+    /// The cut is made and new writes are held. `reached`: the writes before it have all finished. `drained`: as below,
+    /// since the drain never pauses.
     Pending {
         number: IncrementNo,
         reached: bool,
+        drained: bool,
     },
     /// Writes go on and are recorded apart; the drain empties OOS. `drained`: it has, and the secondary has flushed.
     InProgress {
@@ -149,11 +151,16 @@ impl Increment {
     fn may_become(from: State, to: State) -> bool {
         use State::{Aborting, InProgress, Normal, Pending};
         match (from, to) {
-            (Normal, Pending { reached: false, .. }) | (InProgress { drained: true, .. } | Aborting { .. }, Normal) => {
-                true
+            (Normal, Pending { reached: false, drained: false, .. })
+            | (InProgress { drained: true, .. } | Aborting { .. }, Normal) => true,
+            (Pending { number: a, reached: true, drained: was }, InProgress { number: b, drained: is }) => {
+                a == b && was == is
             }
-            (Pending { number: a, reached: false }, Pending { number: b, reached: true })
-            | (Pending { number: a, reached: true }, InProgress { number: b, drained: false })
+            (Pending { number: a, reached: false, .. }, Pending { number: b, reached: true, drained: false })
+            | (
+                Pending { number: a, reached: true, drained: false },
+                Pending { number: b, reached: true, drained: true },
+            )
             | (InProgress { number: a, drained: false }, InProgress { number: b, drained: true })
             | (Pending { number: a, .. } | InProgress { number: a, .. }, Aborting { number: b, .. }) => a == b,
             // Anything not allowed is prohibited.
@@ -171,15 +178,21 @@ impl Increment {
         match event {
             Event::Start(number) => self.start(number, effects),
             Event::CutReached => {
-                if let State::Pending { number, reached: false } = self.state {
-                    self.become_(State::Pending { number, reached: true });
+                if let State::Pending { number, reached: false, .. } = self.state {
+                    self.become_(State::Pending { number, reached: true, drained: false });
                 }
                 Ok(())
             }
             Event::Run => self.run(effects),
             Event::Drained => {
-                if let State::InProgress { number, drained: false } = self.state {
-                    self.become_(State::InProgress { number, drained: true });
+                match self.state {
+                    State::InProgress { number, drained: false } => {
+                        self.become_(State::InProgress { number, drained: true });
+                    }
+                    State::Pending { number, reached: true, drained: false } => {
+                        self.become_(State::Pending { number, reached: true, drained: true });
+                    }
+                    _ => {}
                 }
                 Ok(())
             }
@@ -205,7 +218,7 @@ impl Increment {
     fn start(&mut self, number: IncrementNo, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
         match self.state {
             State::Normal => {
-                self.become_(State::Pending { number, reached: false });
+                self.become_(State::Pending { number, reached: false, drained: false });
                 effects.push(Effect::SetRunTimer(number));
                 Ok(())
             }
@@ -216,12 +229,12 @@ impl Increment {
 
     fn run(&mut self, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
         match self.state {
-            State::Pending { number, reached: true } => {
-                self.become_(State::InProgress { number, drained: false });
+            State::Pending { number, reached: true, drained } => {
+                self.become_(State::InProgress { number, drained });
                 effects.extend([Effect::Release, Effect::SetIncrementTimer(number)]);
                 Ok(())
             }
-            State::Pending { number, reached: false } => Err(Refusal::CutNotReached(number)),
+            State::Pending { number, reached: false, .. } => Err(Refusal::CutNotReached(number)),
             State::Normal => Err(Refusal::NoIncrement),
             State::InProgress { number, .. } => Err(Refusal::Running(number)),
             State::Aborting { number, .. } => Err(Refusal::Aborting(number)),
@@ -295,6 +308,12 @@ mod tests {
     fn run_is_refused_before_the_earlier_writes_have_finished() {
         let (mut machine, _) = after(&[Event::Start(N)]);
         assert_eq!(machine.handle(Event::Run, &mut Vec::new()), Err(Refusal::CutNotReached(N)));
+    }
+
+    #[test]
+    fn what_drains_while_writes_are_held_stays_drained() {
+        let (machine, _) = after(&[Event::Start(N), Event::CutReached, Event::Drained, Event::Run, Event::Complete]);
+        assert_eq!(machine.state(), State::Normal);
     }
 
     #[test]

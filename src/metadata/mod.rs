@@ -27,8 +27,8 @@ pub enum MetadataError {
     #[error("{path:?} would have {bytes} bytes, more than a state record may; use larger tracks")]
     TooLarge { path: PathBuf, bytes: usize },
     #[error(
-        "the {what} is {found}, but the volume was made with {recorded}; bring back the right one, or delete the volume \
-         and create it again, which copies everything"
+        "the {what} is {found}, but the volume was made with {recorded}; bring back the right one, or delete the \
+         volume and create it again, which copies everything"
     )]
     Mismatch { what: &'static str, recorded: String, found: String },
 }

@@ -135,9 +135,10 @@ impl State {
     /// Replaces the record at `path`. After an error the old or the new one is there, whole; which one is not known, so
     /// the volume must not go on as if either were.
     ///
-    /// 1. The whole record goes to a temporary file. A crash here leaves the old record and a file that no one reads and
-    ///    the next store overwrites.
-    /// 2. The temporary file is flushed. Without this a power cut after the rename may leave the new name with no content.
+    /// 1. The whole record goes to a temporary file. A crash here leaves the old record and a file that no one reads
+    ///    and the next store overwrites.
+    /// 2. The temporary file is flushed. Without this a power cut after the rename may leave the new name with no
+    ///    content.
     /// 3. It takes the record's name. A crash before: the old record; after: the new one; no moment has none.
     /// 4. The directory is flushed. Without this a power cut later brings the old name, hence the old record, back: a
     ///    clean one, whose tracks have meanwhile changed.

@@ -23,8 +23,8 @@ pub enum Step {
     WriteZeroes { offset: u64, len: u64 },
     /// fallocate(2) with this mode turns the range into zeroes.
     Fallocate { mode: i32, offset: u64, len: u64 },
-    /// Make everything that was acknowledged so far durable: fsync with `DATASYNC`, never `sync_file_range`, which is no
-    /// barrier.
+    /// Make everything that was acknowledged so far durable: fsync with `DATASYNC`, never `sync_file_range`, which is
+    /// no barrier.
     Flush,
 }
 
@@ -105,9 +105,9 @@ impl Secondary {
         Step::Flush
     }
 
-    /// A fallocate with `mode` has failed with `errno`. `true`: it is not supported after all, which is remembered; ask
-    /// [`Secondary::zero`] again. `false`: an error like that of a write. Several may be under way when the first one is
-    /// refused; each of them may report.
+    /// A fallocate with `mode` has failed with `errno`. `true`: it is not supported after all, which is remembered;
+    /// ask [`Secondary::zero`] again. `false`: an error like that of a write. Several may be under way when the first
+    /// one is refused; each of them may report.
     pub fn zeroing_failed(&mut self, mode: i32, errno: i32) -> bool {
         if !means_unsupported(errno) {
             return false;

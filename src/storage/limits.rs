@@ -119,8 +119,8 @@ pub(super) fn extra(file: &File) -> io::Result<Extra> {
     })
 }
 
-/// Limits of a regular file, and switches `file` to direct I/O if that is wanted and possible. `ends` are the offsets at
-/// which a last request may end.
+/// Limits of a regular file, and switches `file` to direct I/O if that is wanted and possible. `ends` are the offsets
+/// at which a last request may end.
 pub(super) fn of_file(file: &File, path: &Path, want: Direct, ends: &[u64]) -> Result<Limits, LimitsError> {
     let meta = file.metadata()?;
     let preferred = u32::try_from(meta.blksize()).unwrap_or(BLOCK_MAX).clamp(BLOCK_MIN, FILE_REQUEST_MAX);

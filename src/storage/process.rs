@@ -4,18 +4,19 @@
 //! **Memory.** When memory is short the kernel makes whoever allocates write out dirty pages, perhaps to our device.
 //! [`become_io_flusher`] on every thread that serves I/O and [`lock_memory`] once keep us out of that circle.
 //!
-//! **Mounts.** A mount namespace holds its mounts until its last process is gone. If that last process is the server of
-//! the device beneath, its exit has to write the file system out to a device that no one serves any more, and waits for
-//! ever in the kernel, `kill -9` or not. So the daemon takes a mount namespace of its own ([`private_mounts`]) and never
-//! keeps a file system on a ublk device mounted in it ([`MountWatch`]). Propagation is *slave*, not *private*: with
-//! private propagation a file system that the host has unmounted would stay mounted here, and one on a disk that the
-//! host wants back would be pinned by us; as a slave we see every later mount and unmount of the host, and nothing that
-//! is done here is seen there. A mount of the host appears here by that propagation, the watch detaches it, and the host
-//! keeps its own.
+//! **Mounts.** A mount namespace holds its mounts until its last process is gone. If that last process is the server
+//! of the device beneath, its exit has to write the file system out to a device that no one serves any more, and
+//! waits for ever in the kernel, `kill -9` or not. So the daemon takes a mount namespace of its own
+//! ([`private_mounts`]) and never keeps a file system on a ublk device mounted in it ([`MountWatch`]). Propagation is
+//! *slave*, not *private*: with private propagation a file system that the host has unmounted would stay mounted
+//! here, and one on a disk that the host wants back would be pinned by us; as a slave we see every later mount and
+//! unmount of the host, and nothing that is done here is seen there. A mount of the host appears here by that
+//! propagation, the watch detaches it, and the host keeps its own.
 //!
-//! The watch detaches mounts of every ublk device, not only ours: of two daemons on one machine neither may pin what the
-//! other serves. So a primary or secondary *file* on a file system on someone else's ublk device cannot be opened once
-//! the daemon runs. What it must never do: detach anything else, or run in the host's mount namespace (it refuses).
+//! The watch detaches mounts of every ublk device, not only ours: of two daemons on one machine neither may pin what
+//! the other serves. So a primary or secondary *file* on a file system on someone else's ublk device cannot be opened
+//! once the daemon runs. What it must never do: detach anything else, or run in the host's mount namespace (it
+//! refuses).
 
 use std::fs::{self, File};
 use std::io;
@@ -35,8 +36,8 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 use super::mounts::{Mount, mounts};
 use super::topology;
 
-/// Tells the kernel that the calling thread is needed for writing out memory, so that its own allocations never wait for
-/// that. A property of the thread: every thread that serves I/O calls it first. Needs `CAP_SYS_RESOURCE`.
+/// Tells the kernel that the calling thread is needed for writing out memory, so that its own allocations never wait
+/// for that. A property of the thread: every thread that serves I/O calls it first. Needs `CAP_SYS_RESOURCE`.
 #[expect(unsafe_code, reason = "prctl has no safe wrapper for this")]
 pub fn become_io_flusher() -> io::Result<()> {
     /// Of linux/prctl.h.
@@ -48,8 +49,8 @@ pub fn become_io_flusher() -> io::Result<()> {
 }
 
 /// Keeps every page that the process has or will have in memory once touched. Not populated at once: a thread's stack
-/// of 8 MiB would cost 8 MiB. Only for a process with `CAP_IPC_LOCK`: without it a later allocation beyond the limit would
-/// fail instead of being pageable, so then this refuses.
+/// of 8 MiB would cost 8 MiB. Only for a process with `CAP_IPC_LOCK`: without it a later allocation beyond the limit
+/// would fail instead of being pageable, so then this refuses.
 pub fn lock_memory() -> io::Result<()> {
     /// Bit of linux/capability.h.
     const CAP_IPC_LOCK: u64 = 1 << 14;

@@ -37,8 +37,8 @@ pub(super) fn find(file: &File) -> Result<Option<String>, String> {
     }
 }
 
-/// The kinds in a list of `NAME=value` lines. Of a partition the list tells its place in the table even if the partition
-/// itself is empty; that is no kind.
+/// The kinds in a list of `NAME=value` lines. Of a partition the list tells its place in the table even if the
+/// partition itself is empty; that is no kind.
 fn describe(list: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(list);
     let value = |key: &str| -> Option<String> {

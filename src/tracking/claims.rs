@@ -71,6 +71,12 @@ impl Claims {
         self.stripes[word].fetch_or(bit, SeqCst) & bit == 0
     }
 
+    /// Whether somebody has the claim at this instant.
+    pub fn is_claimed(&self, track: TrackNo) -> bool {
+        let (word, bit) = Self::place(track);
+        self.stripes[word].load(SeqCst) & bit != 0
+    }
+
     #[inline]
     pub(super) fn release(&self, track: TrackNo) {
         let (word, bit) = Self::place(track);

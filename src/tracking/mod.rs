@@ -100,7 +100,7 @@ pub struct Tracking {
     owned: AtomicU64,
     /// 1 while the drain sleeps for want of marks.
     asleep: AtomicU64,
-    /// 1 while the remains of an aborted increment are to be folded in.
+    /// The aborted cut whose remains are to be folded in; 0 without one.
     unfolded: AtomicU64,
     in_flight: Box<[InFlight]>,
 }
@@ -251,7 +251,7 @@ impl Tracking {
         self.in_flight[ticket.queue].0[ticket.structure.index()].fetch_sub(1, SeqCst);
         let roles = self.roles();
         ticket.structure == roles.before && self.epoch.number() >= roles.cut
-            || roles.cut == NO_CUT && ticket.structure != roles.before && self.unfolded()
+            || roles.cut == NO_CUT && ticket.structure != roles.before && self.unfolded().is_some()
             || self.asleep.load(SeqCst) == 1 && self.asleep.swap(0, SeqCst) == 1
     }
 
@@ -263,7 +263,7 @@ impl Tracking {
     pub fn arm(&self, cut: u64) {
         let roles = self.roles();
         debug_assert!(
-            roles.cut == NO_CUT && !self.unfolded() && self.change_recording().count() == 0,
+            roles.cut == NO_CUT && self.unfolded().is_none() && self.change_recording().count() == 0,
             "the spare is ready"
         );
         self.roles.store(Roles { cut, ..roles }.pack(), SeqCst);
@@ -307,13 +307,15 @@ impl Tracking {
         if present(Bug::RecordingDropped) && aborted {
             self.bitmap(roles.before.other()).clear_all();
         }
-        self.unfolded.store(u64::from(aborted), SeqCst);
+        // The roles first: a drain that saw the aborted cut and still the old roles would fold CR into the old OOS. The
+        // caller tells the drain to look, so that it does not matter when it sees the second of the two.
         self.roles.store(Roles { cut: NO_CUT, before: roles.before.other() }.pack(), SeqCst);
+        self.unfolded.store(if aborted { roles.cut } else { 0 }, SeqCst);
     }
 
-    /// Whether an aborted increment's remains are still to be folded in.
-    pub fn unfolded(&self) -> bool {
-        self.unfolded.load(SeqCst) == 1
+    /// The aborted cut whose remains are still to be folded in, if any.
+    pub fn unfolded(&self) -> Option<u64> {
+        Some(self.unfolded.load(SeqCst)).filter(|cut| *cut != 0)
     }
 
     /// Moves what an aborted increment left in the spare into OOS, and says whether the spare is ready for the next cut:
@@ -384,11 +386,12 @@ impl Tracking {
         }
     }
 
-    /// The drain goes to sleep for want of marks: the next write that finishes has to wake it. Returns whether it may:
-    /// it looks for marks once more after the word is set, and the write looks at the word after its mark.
-    pub fn doze(&self) -> bool {
-        self.asleep.store(1, SeqCst);
-        self.out_of_sync().count() == 0
+    /// The drain is about to sleep for want of marks: the next write that finishes has to wake it. To be followed by one
+    /// more look at the marks: the drain looks after the word is set, and a write looks at the word after its mark.
+    ///
+    /// From the cut to the increment's end no write marks what the drain sends, and none has to wake it.
+    pub fn doze(&self) {
+        self.asleep.store(u64::from(self.cut().is_none()), SeqCst);
     }
 
     /// Writes in flight, of whatever epoch.

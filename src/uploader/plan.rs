@@ -88,6 +88,8 @@ pub struct Totals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cut {
     number: u64,
+    /// A time before the cut: when the drain last looked and saw none.
+    before_ms: u64,
     reached: bool,
     drained: bool,
     /// The increment is void; `Abort` was reported.
@@ -105,8 +107,8 @@ pub struct Drain {
     link: Link,
     pace: Pace,
     cut: Option<Cut>,
-    /// A retired increment whose remains are not folded in yet.
-    folding: Option<u64>,
+    /// When it last looked.
+    polled_ms: u64,
     cursor: TrackNo,
     sweep: Sweep,
     /// Acknowledged by the secondary, not flushed; and the part that the flush under way covers.
@@ -121,6 +123,8 @@ pub struct Drain {
     /// Tracks that host writes wait for, and since when.
     urgent: BTreeMap<TrackNo, u64>,
     freed: Vec<ImageNo>,
+    /// Claims were let go since somebody last asked.
+    released: bool,
     reports: Vec<Report>,
     totals: Totals,
 }
@@ -139,6 +143,13 @@ struct Sweep {
     synced_ms: u64,
 }
 
+impl Sweep {
+    fn begin(&mut self, now_ms: u64) {
+        self.began_ms = now_ms;
+        self.oldest_passed_ms = None;
+    }
+}
+
 impl Drain {
     pub fn new(limits: Limits, policy: Policy, seed: u64) -> Self {
         Self {
@@ -150,7 +161,7 @@ impl Drain {
             link: Link::new(seed),
             pace: Pace::new(policy.bandwidth),
             cut: None,
-            folding: None,
+            polled_ms: 0,
             cursor: TrackNo(0),
             sweep: Sweep::default(),
             unflushed: Vec::new(),
@@ -161,6 +172,7 @@ impl Drain {
             unreadable: BTreeMap::new(),
             urgent: BTreeMap::new(),
             freed: Vec::new(),
+            released: false,
             reports: Vec::new(),
             totals: Totals::default(),
         }
@@ -206,6 +218,11 @@ impl Drain {
         self.link.is_up()
     }
 
+    /// Whether an answer is still to come that will make it look again.
+    pub fn expects_answer(&self) -> bool {
+        self.cargo.under_way() > 0 || self.flushing.is_some()
+    }
+
     /// Tracks on their way to the secondary.
     pub fn tracks_in_transit(&self) -> u64 {
         self.cargo.tracks()
@@ -236,6 +253,11 @@ impl Drain {
     /// Before-images whose memory is free again.
     pub fn take_freed(&mut self) -> Vec<ImageNo> {
         std::mem::take(&mut self.freed)
+    }
+
+    /// Whether claims were let go since the last call: those who found one taken have to be told.
+    pub fn take_released(&mut self) -> bool {
+        std::mem::take(&mut self.released)
     }
 
     // What collisions bring.
@@ -292,7 +314,7 @@ impl Drain {
     pub fn wake_at(&self, now_ms: u64, tracking: &Tracking) -> Option<u64> {
         let flush = (!self.unflushed.is_empty() && self.flushing.is_none())
             .then(|| (self.unflushed_since_ms + self.limits.flush_ms).max(now_ms + 1));
-        let unreadable = self.unreadable.values().min().copied();
+        let unreadable = self.unreadable.values().filter(|retry_at| **retry_at > now_ms).min().copied();
         let urgent = self.urgent.values().min().map(|since| since + self.policy.collision_wait_ms);
         let work = !self.paused && !self.stopping && tracking.out_of_sync().count() > 0;
         let pace = work.then(|| self.pace.opens_at_ms(now_ms)).flatten();
@@ -303,16 +325,17 @@ impl Drain {
     fn observe(&mut self, now_ms: u64, tracking: &Tracking) {
         let cut = tracking.cut();
         if self.cut.map(|known| known.number) != cut {
-            if let Some(ended) = self.cut.take() {
-                self.retired(ended, tracking);
+            if self.cut.take().is_some() {
+                self.retired(now_ms, tracking);
             }
-            self.cut = cut.map(|number| Cut { number, reached: false, drained: false, doomed: false });
+            let before_ms = self.polled_ms;
+            self.cut = cut.map(|number| Cut { number, before_ms, reached: false, drained: false, doomed: false });
         }
-        if let Some(number) = self.folding
-            && (!tracking.unfolded() || tracking.fold())
+        self.polled_ms = now_ms;
+        if let Some(aborted) = tracking.unfolded()
+            && tracking.fold()
         {
-            self.folding = None;
-            self.reports.push(Report::Folded(number));
+            self.reports.push(Report::Folded(aborted));
         }
         self.expire_urgent(now_ms, tracking);
         if let Some(known) = &mut self.cut
@@ -327,9 +350,10 @@ impl Drain {
     }
 
     /// The increment is over: what was kept only for it is put back out of sync.
-    fn retired(&mut self, ended: Cut, tracking: &Tracking) {
-        self.folding = Some(ended.number);
+    fn retired(&mut self, now_ms: u64, tracking: &Tracking) {
         self.urgent.clear();
+        // What was recorded apart is out of sync from now on: a pass over everything begins now.
+        self.sweep.begin(now_ms);
         // A waiting image's track was marked by the write that collided, so its content need not be sent any more.
         for image in std::mem::take(&mut self.cargo.queue) {
             self.cargo.end_image(image);
@@ -349,7 +373,7 @@ impl Drain {
         let (tracks, claimed) = (*tracks, *claimed);
         tracking.mark_out_of_sync(tracks);
         if claimed {
-            tracking.image_read(tracks);
+            self.release(tracks, tracking);
         }
         self.cargo.end(slot);
     }
@@ -370,9 +394,8 @@ impl Drain {
     }
 
     fn expire_urgent(&mut self, now_ms: u64, tracking: &Tracking) {
-        let cargo = &self.cargo;
-        let claimed = self.policy.send_first;
-        self.urgent.retain(|track, _| tracking.out_of_sync().is_set(*track) || claimed && cargo.has(*track));
+        let waits = |track| tracking.out_of_sync().is_set(track) || tracking.claims().is_claimed(track);
+        self.urgent.retain(|track, _| waits(*track));
         if self.urgent.values().min().is_some_and(|since| now_ms >= since + self.policy.collision_wait_ms) {
             self.urgent.clear();
             self.doom(AbortReason::CollisionWait);
@@ -397,6 +420,7 @@ impl Drain {
             }
             if done {
                 cut.drained = true;
+                self.sweep.synced_ms = self.sweep.synced_ms.max(cut.before_ms);
                 self.reports.push(Report::Drained(cut.number));
             }
         }
@@ -412,6 +436,12 @@ impl Drain {
         if self.cut.is_none() && self.in_sync(tracking) {
             self.sweep.synced_ms = now_ms;
         }
+    }
+
+    /// The content is safe in memory or at the secondary: others may write the tracks.
+    fn release(&mut self, tracks: TrackRange, tracking: &Tracking) {
+        tracking.image_read(tracks);
+        self.released = true;
     }
 
     // Reading.
@@ -478,12 +508,13 @@ impl Drain {
     }
 
     fn pass_ended(&mut self, now_ms: u64) {
-        if self.sweep.finished.is_none() {
+        // A pass after the cut says nothing of the writes that are recorded apart.
+        let counts = self.cut.is_none_or(|cut| self.sweep.began_ms <= cut.before_ms);
+        if counts && self.sweep.finished.is_none() {
             let all_before = self.sweep.oldest_passed_ms.unwrap_or(u64::MAX).min(self.sweep.began_ms);
             self.sweep.finished = Some((all_before, self.cargo.serials().0));
         }
-        self.sweep.began_ms = now_ms;
-        self.sweep.oldest_passed_ms = None;
+        self.sweep.begin(now_ms);
     }
 
     /// The slot's tracks were read; `zero` says of each whether it is all zeroes.
@@ -495,7 +526,7 @@ impl Drain {
         let claimed = self.policy.send_first && self.cut.is_some();
         self.cargo.read(slot, claimed, zero);
         if !claimed {
-            tracking.image_read(tracks);
+            self.release(tracks, tracking);
         }
     }
 
@@ -504,6 +535,7 @@ impl Drain {
         let Slot::Reading(tracks) = self.cargo.slots[slot.0] else { return };
         self.totals.primary_errors += 1;
         tracking.image_lost(tracks);
+        self.released = true;
         if tracks.count == 1 {
             self.single.remove(&tracks.start);
             self.unreadable.insert(tracks.start, now_ms + UNREADABLE_RETRY_MS);
@@ -553,7 +585,7 @@ impl Drain {
                 tracking.mark_out_of_sync(tracks);
             }
             if claimed {
-                tracking.image_read(tracks);
+                self.release(tracks, tracking);
             }
             self.cargo.end(slot);
         }

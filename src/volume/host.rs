@@ -146,10 +146,11 @@ impl Host {
             return;
         };
         let send_first = self.send_first.load(Relaxed);
+        let mut let_go = false;
         while next.0 < slot.tracks.end() && self.tracking.may_collide(ticket) {
             let track = *next;
             match self.tracking.collide(track, Waiter::queue(self.queue)) {
-                Collision::None => {}
+                Collision::None => let_go = true,
                 Collision::Owned => {
                     if !slot.sent_first {
                         add(&self.counters.collisions, 1);
@@ -158,6 +159,7 @@ impl Host {
                     let Some(image) = image else {
                         // No room to keep the content, or not wanted: the drain sends the track first.
                         self.tracking.disown(track);
+                        let_go = true;
                         if !slot.sent_first {
                             slot.sent_first = true;
                             add(&self.counters.collisions_sent_first, 1);
@@ -172,6 +174,8 @@ impl Host {
                     io.read_image(tag, image, offset, length);
                 }
                 Collision::Busy => {
+                    // Whoever reads it may be waiting for the secondary in turn: the wait has a bound.
+                    io.tell_drain(Message::Want(track));
                     *parked = true;
                     break;
                 }
@@ -179,7 +183,10 @@ impl Host {
             *next = TrackNo(next.0 + 1);
         }
         let (parked, waiting) = (*parked, *reading > 0);
-        io.wake(self.tracking.claims().take_waiters());
+        // Only after a claim was let go: who found one taken and let none go would ring its own doorbell for ever.
+        if let_go {
+            io.wake(self.tracking.claims().take_waiters());
+        }
         if parked {
             self.park(tag, io);
         } else if !waiting {

@@ -219,7 +219,7 @@ impl World {
             Act::Arm(volume, number) => {
                 self.note(Note::Arm(volume, number));
                 let tracking = &self.volumes[volume].tracking;
-                let ready = tracking.change_recording().count() == 0 && !tracking.unfolded();
+                let ready = tracking.change_recording().count() == 0 && tracking.unfolded().is_none();
                 if !ready {
                     self.breach("control", format!("volume {volume} is armed for {number} before its spare is ready"));
                 }

@@ -120,11 +120,6 @@ pub struct Devices {
     pub host_memory: Vec<Vec<Vec<Stamp>>>,
 }
 
-/// The sector where a track begins.
-pub fn sector_of(track: TrackNo) -> usize {
-    index(track.0) * TRACK_SECTORS
-}
-
 pub fn index(number: u64) -> usize {
     usize::try_from(number).expect("small")
 }

@@ -22,7 +22,8 @@ pub struct Driver {
     /// In the scheduler's hands, and rung since it last took its letters.
     scheduled: bool,
     ringing: bool,
-    /// It has told the writers that it goes to sleep.
+    /// There were marks when it began this round; it has told the writers that it goes to sleep.
+    marked: bool,
     dozed: bool,
     pub wake_us: Option<u64>,
     /// Wake-ups for a time that had passed already, one after the other.
@@ -39,6 +40,7 @@ impl Driver {
             phase: Phase::Letters,
             scheduled: false,
             ringing: false,
+            marked: false,
             dozed: false,
             wake_us: None,
             spins: 0,
@@ -97,16 +99,23 @@ impl World {
                 volume.driver.ringing = false;
                 volume.driver.dozed = false;
                 self.open_letters(index);
-                self.volumes[index].driver.phase = Phase::Poll;
+                let volume = &mut self.volumes[index];
+                volume.driver.marked = volume.tracking.out_of_sync().count() > 0;
+                volume.driver.phase = Phase::Poll;
             }
             Phase::Poll => match volume.drain.poll(now_ms, &volume.tracking) {
                 Some(op) => self.carry_out(index, op),
-                None if volume.driver.dozed => volume.driver.phase = Phase::Sleep,
-                None => volume.driver.phase = Phase::Doze,
+                None => {
+                    let answer_wakes = volume.driver.marked && volume.drain.expects_answer();
+                    let sleep = volume.driver.dozed || answer_wakes;
+                    volume.driver.phase = if sleep { Phase::Sleep } else { Phase::Doze };
+                }
             },
             Phase::Doze => {
+                // No answer will come that makes it look again, so a mark has to: the word, then one more look.
                 volume.driver.dozed = true;
-                volume.driver.phase = if volume.tracking.doze() { Phase::Sleep } else { Phase::Poll };
+                volume.tracking.doze();
+                volume.driver.phase = Phase::Poll;
             }
             Phase::Sleep => {
                 volume.driver.phase = Phase::Letters;
@@ -184,7 +193,7 @@ impl World {
         }
         let volume = &mut self.volumes[index];
         let cut = volume.tracking.cut();
-        if !volume.driver.image_sent(cut, index(track.0)) {
+        if !volume.driver.image_sent(cut, crate::devices::index(track.0)) {
             self.breach("R40", format!("a second image of track {index}:{track} in cut {cut:?}"));
         }
         self.send_image(index, image, track);

@@ -18,6 +18,7 @@ mod world;
 
 use farpoint::bugs::{Bug, plant};
 use run::{Outcome, run};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use world::Coverage;
@@ -45,18 +46,24 @@ fn report(seed: u64, outcome: &Outcome) {
     println!("seed {seed}: {violation}\nto repeat: scripts/sim {seed}");
 }
 
-/// Runs seeds until they or the time are used up; fails at the first that breaks a promise.
+/// Runs seeds until they or the time are used up. Tells the first that breaks a promise in full, and of each promise
+/// that was broken how often and by which seed first.
 fn run_all(seeds: impl Iterator<Item = u64>, time: Option<Duration>) -> Coverage {
     let began = Instant::now();
     let mut coverage = Coverage::default();
     let mut count = 0_u64;
+    let mut broken: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
     for seed in seeds {
         if time.is_some_and(|time| began.elapsed() >= time) {
             break;
         }
         let outcome = attempt(seed);
-        report(seed, &outcome);
-        assert!(outcome.violation.is_none(), "seed {seed} broke a promise; to repeat: scripts/sim {seed}");
+        if broken.is_empty() {
+            report(seed, &outcome);
+        }
+        if let Some(violation) = &outcome.violation {
+            broken.entry(violation.promise).or_insert((0, seed)).0 += 1;
+        }
         coverage.add(&outcome.coverage);
         count += 1;
     }
@@ -65,6 +72,10 @@ fn run_all(seeds: impl Iterator<Item = u64>, time: Option<Duration>) -> Coverage
         "{count} seeds in {seconds:.1} s, {:.2} million steps a second: {coverage:?}",
         steps as f64 / seconds / 1e6
     );
+    for (promise, (count, seed)) in &broken {
+        println!("{promise} was broken by {count} seeds, first by {seed}; to repeat: scripts/sim {seed}");
+    }
+    assert!(broken.is_empty(), "promises were broken: {:?}", broken.keys());
     coverage
 }
 

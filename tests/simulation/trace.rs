@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 const KEPT: usize = 40;
 
 /// Something that happened.
+#[expect(dead_code, reason = "the fields are read by the derived Debug alone")]
 #[derive(Debug, Clone)]
 pub enum Note {
     Issue { volume: usize, queue: usize, tag: u16, asked: Asked },

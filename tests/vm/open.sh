@@ -50,7 +50,8 @@ is() {
 
 not() { ! "$@"; }
 
-# partitioned FILE: a DOS partition table with two partitions of 8 MiB, at 1 MiB and at 9 MiB, by hand: sfdisk may be missing.
+# partitioned FILE: a DOS partition table with two partitions of 8 MiB, at 1 MiB and at 9 MiB, by hand, as sfdisk may be
+# missing.
 partitioned() {
     truncate -s 32M "$1"
     {
@@ -141,7 +142,8 @@ mapped() {
     dmsetup create "${options[@]}" two --table "0 32768 linear /dev/ram1 32768"
     dmsetup mknodes
     expect "a mapped device is identified by its UUID" "Ok \"dm:farpoint-test-one\"*" PRIMARY=/dev/mapper/one
-    expect "what a mapped device is built on is busy, and by whom" "Busy *dev/mapper/*is built on /dev/ram1*" PRIMARY=/dev/ram1
+    expect "what a mapped device is built on is busy, and by whom" "Busy *dev/mapper/*is built on /dev/ram1*" \
+        PRIMARY=/dev/ram1
     expect "nor is it a secondary of that" "Invalid *lies on*" PRIMARY=/dev/mapper/one SECONDARY=/dev/ram1
     expect "two volumes on one disk may be mirrored" "Ok *" PRIMARY=/dev/mapper/one SECONDARY=/dev/mapper/two FORCE=1
     dmsetup remove "${options[@]}" one
@@ -188,7 +190,8 @@ own_devices() {
     mkdir "$work/own"
     mount /dev/ublkb3 "$work/own"
     truncate -s 16M "$work/own/file"
-    expect "nor is a file on a file system on our own device" "Invalid *this daemon itself*" OWN=3 PRIMARY="$work/own/file"
+    expect "nor is a file on a file system on our own device" "Invalid *this daemon itself*" \
+        OWN=3 PRIMARY="$work/own/file"
     umount "$work/own"
 }
 

@@ -1,0 +1,80 @@
+//! The daemon as a process: when it says it is ready, that there is one of it, and how it ends. It has no volumes here,
+//! and needs no kernel driver.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::fake::PROMPT;
+
+fn directory() -> TempDir {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let at = directory.path();
+    fs::set_permissions(at, fs::Permissions::from_mode(0o755)).expect("chmod");
+    fs::create_dir(at.join("etc")).expect("mkdir");
+    let text = format!("run_dir = '{0}/run'\nstate_dir = '{0}/state'\n", at.display());
+    fs::write(at.join("etc/farpoint.toml"), text).expect("written");
+    directory
+}
+
+fn farpoint(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_farpoint"));
+    command.arg("--config-dir").arg(directory.join("etc")).args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Starts a daemon and returns when it says that it is ready, as a service manager would see it.
+fn start(directory: &Path) -> Child {
+    let notified = directory.join("notify");
+    let _ = fs::remove_file(&notified);
+    let socket = UnixDatagram::bind(&notified).expect("bound");
+    socket.set_read_timeout(Some(PROMPT)).expect("timeout");
+    let mut command = farpoint(directory, &["daemon"]);
+    let daemon = command.env("NOTIFY_SOCKET", &notified).stderr(Stdio::piped()).spawn().expect("runs");
+    let mut message = [0; 100];
+    let count = socket.recv(&mut message).expect("ready in time");
+    assert_eq!(message.get(..count), Some(&b"READY=1"[..]));
+    daemon
+}
+
+fn end(daemon: Child, signal: Signal) -> Output {
+    let pid = Pid::from_raw(daemon.id().try_into().expect("a pid"));
+    kill(pid, signal).expect("signalled");
+    daemon.wait_with_output().expect("ended")
+}
+
+#[test]
+fn a_daemon_is_ready_answers_and_ends_tidily() {
+    let directory = directory();
+    let at = directory.path();
+    let daemon = start(at);
+    let status = farpoint(at, &["--timeout", "5", "status"]).output().expect("runs");
+    assert_eq!(String::from_utf8_lossy(&status.stdout), "no volumes\n");
+
+    let second = farpoint(at, &["daemon"]).output().expect("runs");
+    assert_eq!(second.status.code(), Some(4));
+    let message = String::from_utf8_lossy(&second.stderr);
+    let expected = format!("farpoint: daemon: another farpoint daemon is running, pid {};", daemon.id());
+    assert!(message.lines().any(|line| line.starts_with(&expected)), "{message}");
+
+    let ended = end(daemon, Signal::SIGTERM);
+    assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert!(!at.join("run/control.sock").exists());
+}
+
+#[test]
+fn a_daemon_that_was_killed_is_simply_started_again() {
+    let directory = directory();
+    let at = directory.path();
+    assert_eq!(end(start(at), Signal::SIGKILL).status.code(), None);
+    assert!(at.join("run/control.sock").exists());
+    let gone = farpoint(at, &["status"]).output().expect("runs");
+    assert_eq!(gone.status.code(), Some(3), "{}", String::from_utf8_lossy(&gone.stderr));
+    assert_eq!(end(start(at), Signal::SIGTERM).status.code(), Some(0));
+}
