@@ -152,8 +152,9 @@ kernel_arguments() {
     [[ -z $console ]] || level=7
     echo "console=ttyS0 loglevel=$level root=root rootfstype=virtiofs rw init=$vm_dir/init vm_dir=$vm_dir panic=-1 oops=panic" \
         "nokaslr rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60"
-    # What protects a real machine only costs time in an emulated one.
-    kvm_works || echo "mitigations=off init_on_alloc=0 lsm= audit=0 tsc=reliable no_timer_check cryptomgr.notests lpj=10000000"
+    # What protects a real machine only costs time in an emulated one. init_on_alloc must stay: virtiofsd fills pages behind
+    # the back of the emulator, which would run its old translation of a page's code if the guest had not written to it first.
+    kvm_works || echo "mitigations=off init_on_alloc=1 lsm= audit=0 tsc=reliable no_timer_check cryptomgr.notests lpj=10000000"
     # QEMU before 8.1 may keep a translation of code that another CPU patches, which the kernel does often as it boots.
     kvm_works || ! qemu_is_old || echo maxcpus=1
     echo "$append"

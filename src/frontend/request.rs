@@ -52,9 +52,12 @@ impl Request {
             OP_WRITE_ZEROES => Op::WriteZeroes { keep: op_flags & FLAG_NOUNMAP != 0 },
             _ => return None,
         };
-        let length = if op == Op::Flush { 0 } else { sectors.checked_shl(SECTOR_SHIFT)? };
+        if op == Op::Flush {
+            // The kernel leaves whatever it likes in the range of a flush, the sector -1 for one.
+            return Some(Self { op, offset: 0, length: 0 });
+        }
         let fits = sectors <= u32::MAX >> SECTOR_SHIFT && start_sector <= u64::MAX >> SECTOR_SHIFT;
-        fits.then_some(Self { op, offset: start_sector << SECTOR_SHIFT, length })
+        fits.then_some(Self { op, offset: start_sector << SECTOR_SHIFT, length: sectors << SECTOR_SHIFT })
     }
 
     /// Whether the request changes data: whether it has to be tracked.
@@ -88,5 +91,12 @@ mod tests {
         assert_eq!(Request::parse(3, 0, u32::MAX >> 9).map(|r| r.length), Some(u32::MAX >> 9 << 9));
         assert_eq!(Request::parse(3, 0, (u32::MAX >> 9) + 1), None);
         assert_eq!(Request::parse(0, u64::MAX, 1), None);
+    }
+
+    #[test]
+    fn a_flush_is_one_whatever_its_range_says() {
+        let flush = Request { op: Op::Flush, offset: 0, length: 0 };
+        assert_eq!(Request::parse(2, u64::MAX, 0), Some(flush));
+        assert_eq!(Request::parse(2, 8, u32::MAX), Some(flush));
     }
 }

@@ -250,7 +250,10 @@ fn dispatch(completion: &cqueue::Entry, bell: &Doorbell, handler: &mut impl Hand
         let description = io.queue.get_iod(tag);
         match Request::parse(description.op_flags, description.start_sector, description.nr_sectors) {
             Some(request) => handler.arrive(tag, request, io),
-            None => io.complete(tag, -libc::EOPNOTSUPP),
+            None => {
+                tracing::warn!("a request of an unknown kind is refused: {description:?}");
+                io.complete(tag, -libc::EOPNOTSUPP);
+            }
         }
         return false;
     }
