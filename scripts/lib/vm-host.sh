@@ -107,11 +107,21 @@ start() {
     vm_pids+=($!)
 }
 
+# The file server of Debian 12 is written in C, that of 13 in Rust. An overlay refuses a lower layer that announces its mount
+# points.
+file_server_options() {
+    if "$1" --help 2>&1 | grep -q -e --no-announce-submounts; then
+        printf '%s\n' --shared-dir "$vm_dir/root" --cache auto --no-announce-submounts
+    else
+        printf '%s\n' -o "source=$vm_dir/root" -o cache=auto
+    fi
+}
+
 # The root is served from another mount point, in a mount namespace of its own, because the sandbox of virtiofsd cannot
 # pivot from / to /.
 start_file_server() {
-    local options=(-o "source=$vm_dir/root" -o cache=auto)
-    ! "$1" --help 2>&1 | grep -q -e --shared-dir || options=(--shared-dir "$vm_dir/root" --cache auto)
+    local options
+    mapfile -t options < <(file_server_options "$1")
     # shellcheck disable=SC2016
     start unshare --mount sh -c 'mount --rbind / "$1" && shift && exec "$@"' sh "$vm_dir/root" \
         "$1" --socket-path="$vm_dir/files" "${options[@]}" >"$vm_dir/files.log" 2>&1 </dev/null

@@ -248,8 +248,10 @@ impl World {
         for image in volume.drain.take_freed() {
             volume.side.devices.free_images.push(image);
         }
-        let waiters = volume.tracking.claims().take_waiters();
-        volume.side.ring(waiters);
+        if volume.drain.take_released() {
+            let waiters = volume.tracking.claims().take_waiters();
+            volume.side.ring(waiters);
+        }
         self.collect(index);
     }
 
