@@ -5,6 +5,8 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use farpoint::cli::{self, Cli};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
@@ -19,8 +21,10 @@ fn main() -> ExitCode {
 /// Standard error is the log. The journal writes its own times.
 fn start_log(cli: &Cli) {
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    // libublk tells of each queue and command; its warnings are enough.
+    let level = cli.log_level();
     let log = tracing_subscriber::fmt()
-        .with_max_level(cli.log_level())
+        .with_env_filter(EnvFilter::new(format!("{level},libublk={}", level.min(LevelFilter::WARN))))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);

@@ -219,5 +219,6 @@ prepare_kernel() {
             download_kernel "$1"
         ) 9>"$vm_cache/lock"
     fi
+    # shellcheck disable=SC2034 # for the caller
     vm_kernel_directory=$vm_cache/kernels/$(cat "$vm_cache/current-$1")
 }

@@ -58,10 +58,10 @@ impl Controller {
                 let reservation = Reservation { number, names: start.volumes.clone(), run_timer_ms, reply };
                 let notes = self.notes.clone();
                 spawn_blocking(move || {
-                    let stored = stores.into_iter().try_for_each(|(state, path)| {
+                    let result = stores.into_iter().try_for_each(|(state, path)| {
                         state.store(&path).map_err(|error| Failure::new(FailureKind::Io, error.to_string()))
                     });
-                    let _ = notes.send(Note::Reserved(reservation, stored));
+                    let _ = notes.send(Note::Reserved(reservation, result));
                 });
             }
             Err(failure) => answer(reply, Err(failure)),

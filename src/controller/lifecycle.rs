@@ -110,11 +110,11 @@ impl Controller {
         });
     }
 
-    pub(super) fn created(&mut self, name: String, result: Result<Box<State>, Failure>, reply: Reply) {
+    pub(super) fn created(&mut self, name: &str, result: Result<Box<State>, Failure>, reply: Reply) {
         let result = result.and_then(|state| {
-            let config = self.config.volume(&name)?;
-            self.add(name.clone(), config, *state);
-            Ok(Response::Done(Done { volumes: vec![name.clone()] }))
+            let config = self.config.volume(name)?;
+            self.add(name.to_owned(), config, *state);
+            Ok(Response::Done(Done { volumes: vec![name.to_owned()] }))
         });
         answer(reply, result.map_err(|failure| Failure { message: format!("{name}: {failure}"), ..failure }));
     }

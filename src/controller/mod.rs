@@ -12,7 +12,7 @@ pub mod limits;
 mod report;
 mod watchers;
 
-use crate::frontend::features;
+use crate::frontend::{features, leftovers};
 use crate::group::VolumeId;
 use crate::increment::{Event as IncrementEvent, IncrementNo};
 use crate::metadata::State;
@@ -107,6 +107,17 @@ impl Controller {
         let (sender, mut notes) = mpsc::unbounded_channel();
         self.notes = sender;
         self.features = spawn_blocking(features::probe).await.unwrap_or(None);
+        if self.features.is_some() {
+            let (removed, stuck) = spawn_blocking(leftovers::remove).await.unwrap_or_default();
+            for id in removed {
+                tracing::info!("removed /dev/ublkb{id}, which a killed daemon had left");
+            }
+            for id in stuck {
+                tracing::warn!(
+                    "/dev/ublkb{id}, which a killed daemon had left, could not be removed: it is still in use"
+                );
+            }
+        }
         self.load_known()?;
         let signal = |kind| {
             tokio::signal::unix::signal(kind).map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))
@@ -130,12 +141,7 @@ impl Controller {
     fn call(&mut self, call: Call) {
         match call {
             Call::Subscribe { events, sink } => self.subscribe(events, sink),
-            Call::Request { request, peer, reply } => {
-                if !request.is_read_only() {
-                    tracing::info!("{} {}: asked by {peer}", request.verb(), request.volumes().join(" "));
-                }
-                self.request(request, reply);
-            }
+            Call::Request { request, reply, .. } => self.request(request, reply),
         }
         self.look_after();
     }
@@ -165,7 +171,7 @@ impl Controller {
         match note {
             Note::Report(volume, report) => self.report(volume, report),
             Note::Timer(number, event) => self.timer(number, event),
-            Note::Created(name, result, reply) => self.created(name, result, reply),
+            Note::Created(name, result, reply) => self.created(&name, result, reply),
             Note::Up(name, result, reply) => self.is_up(&name, result, reply),
             Note::Down(name, result, reply) => self.is_down(&name, result, reply),
             Note::Deleted(name, result, reply) => self.deleted(&name, result, reply),

@@ -1,8 +1,8 @@
 //! The ublk device: made, started, stopped and removed by one thread of its own, because control commands of some
 //! kernels never return (H28) and nothing else may wait for them. Whoever asks waits with a limit.
 //!
-//! Stop order: the volume has let every held write go; STOP_DEV while the queues still serve; the queue threads end;
-//! their files and mappings are closed; DEL_DEV. Any other order can wait for itself.
+//! Stop order: the volume has let every held write go; `STOP_DEV` while the queues still serve; the queue threads end;
+//! their files and mappings are closed; `DEL_DEV`. Any other order can wait for itself.
 
 use super::queue_io::Handler;
 use super::request::SECTOR_SHIFT;
@@ -129,14 +129,13 @@ impl UblkDevice {
     /// Stops and removes the device. Every held write must have been let go. Blocks up to the command limit.
     pub fn stop(mut self) -> Result<(), DeviceError> {
         let _ = self.orders.send(Order::Stop);
-        match self.answer("stop the device")? {
-            Answer::Failed(error) => Err(error),
-            _ => {
-                if let Some(thread) = self.thread.take() {
-                    let _ = thread.join();
-                }
-                Ok(())
+        if let Answer::Failed(error) = self.answer("stop the device")? {
+            Err(error)
+        } else {
+            if let Some(thread) = self.thread.take() {
+                let _ = thread.join();
             }
+            Ok(())
         }
     }
 }

@@ -3,7 +3,7 @@
 /// Sectors are 512 bytes in every ublk field, whatever the device's block size.
 pub const SECTOR_SHIFT: u32 = 9;
 
-/// Operations of `struct ublksrv_io_desc`, the low byte of its `op_flags` (include/uapi/linux/ublk_cmd.h).
+/// Operations of `struct ublksrv_io_desc`, the low byte of its `op_flags` (`include/uapi/linux/ublk_cmd.h`).
 const OP_READ: u32 = 0;
 const OP_WRITE: u32 = 1;
 const OP_FLUSH: u32 = 2;

@@ -248,12 +248,11 @@ fn dispatch(completion: &cqueue::Entry, bell: &Doorbell, handler: &mut impl Hand
             return true;
         }
         let description = io.queue.get_iod(tag);
-        match Request::parse(description.op_flags, description.start_sector, description.nr_sectors) {
-            Some(request) => handler.arrive(tag, request, io),
-            None => {
-                tracing::warn!("a request of an unknown kind is refused: {description:?}");
-                io.complete(tag, -libc::EOPNOTSUPP);
-            }
+        if let Some(request) = Request::parse(description.op_flags, description.start_sector, description.nr_sectors) {
+            handler.arrive(tag, request, io)
+        } else {
+            tracing::warn!("a request of an unknown kind is refused: {description:?}");
+            io.complete(tag, -libc::EOPNOTSUPP);
         }
         return false;
     }

@@ -67,8 +67,14 @@ impl Claims {
             return true;
         }
         // Noted first, then tried again: the holder lets go first, then looks who is noted. One of the two sees.
-        self.waiting.fetch_or(waiter.bit(), SeqCst);
+        self.note(waiter);
         self.stripes[word].fetch_or(bit, SeqCst) & bit == 0
+    }
+
+    /// `waiter` will be found by whoever lets a claim go next.
+    #[inline]
+    pub(super) fn note(&self, waiter: Waiter) {
+        self.waiting.fetch_or(waiter.bit(), SeqCst);
     }
 
     /// Whether somebody has the claim at this instant.

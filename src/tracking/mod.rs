@@ -225,6 +225,13 @@ impl Tracking {
         self.owner_handed_over();
     }
 
+    /// Whether the drain still has to read a track that was given back, so that the write has to wait: then the waiter will
+    /// be told. Noted first, then looked: whoever takes the track after the look lets its claim go after that.
+    pub fn must_wait(&self, track: TrackNo, waiter: Waiter) -> bool {
+        self.claims.note(waiter);
+        self.out_of_sync().is_set(track) || self.claims.is_claimed(track)
+    }
+
     /// Tracks owned by colliding writes whose content the drain does not have yet.
     pub fn owned(&self) -> u64 {
         self.owned.load(SeqCst)
@@ -238,6 +245,7 @@ impl Tracking {
     /// The write is done: its second mark, then its count. Returns whether the drain has to be told to look: a cut may
     /// be waiting for the write, or the drain is asleep for want of marks.
     #[inline]
+    #[expect(clippy::needless_pass_by_value, reason = "a ticket ends here")]
     pub fn finish(&self, ticket: Ticket, tracks: TrackRange) -> bool {
         if present(Bug::SecondMarkMoves) {
             let roles = self.roles();

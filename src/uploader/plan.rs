@@ -301,11 +301,12 @@ impl Drain {
             }
             return Some(Op::WriteImage(image, track));
         }
-        if room && (!self.urgent.is_empty() || self.pace.open(now_ms)) {
-            if let Some((slot, tracks)) = self.next_read(now_ms, tracking) {
-                self.pace.spend(tracking.geometry().bytes_of(tracks.count));
-                return Some(Op::Read(slot, tracks));
-            }
+        if room
+            && (!self.urgent.is_empty() || self.pace.open(now_ms))
+            && let Some((slot, tracks)) = self.next_read(now_ms, tracking)
+        {
+            self.pace.spend(tracking.geometry().bytes_of(tracks.count));
+            return Some(Op::Read(slot, tracks));
         }
         self.flush_due(now_ms, tracking).then(|| self.begin_flush())
     }

@@ -27,6 +27,7 @@ const STALL_MS: u64 = 5_000;
 
 /// What the drain says of itself, for status reports.
 #[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "facts side by side, not a state")]
 pub struct Figures {
     pub totals: Totals,
     pub in_transit_tracks: u64,

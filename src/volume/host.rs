@@ -6,9 +6,9 @@
 //! 4. Write to the primary.
 //! 5. Done, well or badly: mark again, count down, answer.
 //!
-//! A state machine per tag without locks, allocation or logging; all I/O goes through [`QueueIo`]. It runs on the queue's
-//! own thread only. It must never let a write that collides reach the primary before the old content is safe, and never
-//! wait for anything: what cannot go on is parked, and looked at again when the doorbell rings.
+//! A state machine per tag without locks, allocation or logging; all I/O goes through [`QueueIo`]. It runs on the
+//! queue's own thread only. It must never let a write that collides reach the primary before the old content is safe,
+//! and never wait for anything: what cannot go on is parked, and looked at again when the doorbell rings.
 
 use crate::frontend::{Handler, Op, QueueIo, Request, Tag, Zeroing};
 use crate::geometry::{TrackNo, TrackRange};
@@ -182,16 +182,28 @@ impl Host {
             }
             *next = TrackNo(next.0 + 1);
         }
-        let (parked, waiting) = (*parked, *reading > 0);
+        let (parked, waiting, track) = (*parked, *reading > 0, *next);
         // Only after a claim was let go: who found one taken and let none go would ring its own doorbell for ever.
         if let_go {
             io.wake(self.tracking.claims().take_waiters());
         }
         if parked {
             self.park(tag, io);
+            // A track given back is free for an instant: nobody has noted yet that this queue waits for it.
+            if !self.tracking.must_wait(track, Waiter::queue(self.queue)) {
+                io.wake(self.tracking.claims().take_waiters());
+            }
         } else if !waiting {
             self.submit(tag, 0, 0, io);
         }
+    }
+
+    /// Whether the track that a parked write waits for is still to be read. To claim it and give it back each time the
+    /// doorbell rings would ring this queue's own doorbell again, for ever.
+    fn must_wait(&self, tag: Tag) -> bool {
+        let slot = &self.slots[usize::from(tag)];
+        let (Stage::Colliding { next, .. }, Some(ticket)) = (slot.stage, &slot.ticket) else { return false };
+        self.tracking.may_collide(ticket) && self.tracking.must_wait(next, Waiter::queue(self.queue))
     }
 
     /// Step 4: to the primary, from `done` bytes on.
@@ -309,8 +321,10 @@ impl Handler for Host {
     fn rung(&mut self, io: &mut impl QueueIo) {
         for _ in 0..self.parked.len() {
             let tag = self.parked.remove(0);
+            let waits = self.must_wait(tag);
             match &mut self.slots[usize::from(tag)].stage {
                 Stage::Held => self.enter(tag, io),
+                Stage::Colliding { .. } if waits => self.parked.push(tag),
                 Stage::Colliding { parked, .. } => {
                     *parked = false;
                     self.collide(tag, io);

@@ -16,6 +16,7 @@ use crate::secondary::Secondary;
 use crate::storage::Device;
 use crate::tracking::{Bitmap, Epoch, Tracking};
 use crate::uploader::{Drain, Figures, Images, Limits, Mailbox, Message, Parts, Policy, Report, Uploader};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -254,5 +255,7 @@ fn limits(spec: &Spec) -> Limits {
 
 /// Differs from volume to volume, so that they do not retry in step.
 fn seed(name: &str) -> u64 {
-    u64::from(crc32c::crc32c(name.as_bytes())) << 20 | u64::from(std::process::id())
+    let mut hasher = DefaultHasher::new();
+    (name, std::process::id()).hash(&mut hasher);
+    hasher.finish()
 }

@@ -45,7 +45,7 @@ pub struct Running {
     pub answered: Option<u64>,
     pub ran: bool,
     pub aborted: bool,
-    /// What the secondaries held when the group was drained: the point.
+    /// What the secondaries held when the group was drained, until the first of its volumes goes on: the point.
     pub point: Option<Vec<Vec<Stamp>>>,
 }
 
@@ -174,7 +174,6 @@ impl World {
             }
             Command::Complete(number) => {
                 self.note(Note::Command("increment-complete", number));
-                self.check_unchanged(number);
                 self.with_group(number, |group, effects| {
                     let _ = group.complete(effects);
                 });
@@ -255,7 +254,6 @@ impl World {
             GroupEffect::AllDrained => self.drained(number),
             GroupEffect::Aborted(..) => {
                 self.coverage.aborted += 1;
-                self.check_unchanged(number);
                 if let Some(running) = self.controller.find(number) {
                     running.aborted = true;
                 }
@@ -288,6 +286,7 @@ impl World {
                 self.collect(volume);
             }
             Effect::Retire { aborted } => {
+                self.check_unchanged(number);
                 if !aborted {
                     self.coverage.completed += 1;
                 }
@@ -324,12 +323,13 @@ impl World {
         }
     }
 
-    /// A point does not change between the moment it is drained and the end of its increment.
+    /// A point does not change between the moment it is drained and the end of its increment, which is the first retire.
     fn check_unchanged(&mut self, number: u64) {
-        let Some(running) = self.controller.groups.iter().find(|running| running.number == number) else { return };
-        let Some(point) = &running.point else { return };
-        for (&volume, point) in running.volumes.iter().zip(point) {
-            if self.volumes[volume].side.devices.secondary.live != *point {
+        let Some(running) = self.controller.find(number) else { return };
+        let Some(point) = running.point.take() else { return };
+        let volumes = running.volumes.clone();
+        for (volume, point) in volumes.into_iter().zip(point) {
+            if self.volumes[volume].side.devices.secondary.live != point {
                 let text = format!("volume {volume}: the point changed before increment {number} was complete");
                 self.breach("P4", text);
                 return;

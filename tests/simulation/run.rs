@@ -132,7 +132,7 @@ impl World {
             }
             if give_up {
                 commands.push(Command::Abort(running.number));
-            } else if running.point.is_some() {
+            } else if running.group.is_drained() {
                 commands.push(Command::Complete(running.number));
             } else if running.answered.is_some() && !running.ran {
                 commands.push(Command::Run(running.number));
