@@ -103,6 +103,16 @@ impl Cargo {
         slots.chain(self.images.values().map(|(track, _)| TrackRange::one(*track))).collect()
     }
 
+    /// The tracks of requests to the secondary that are under way.
+    pub fn being_sent(&self) -> impl Iterator<Item = TrackRange> {
+        let slots = self.slots.iter().filter_map(|slot| match slot {
+            Slot::Sending { tracks, sending: 1.., .. } => Some(*tracks),
+            _ => None,
+        });
+        let images = self.images.values().filter(|(_, state)| *state == ImageState::Sending);
+        slots.chain(images.map(|(track, _)| TrackRange::one(*track)))
+    }
+
     /// Number of tracks in slots and images.
     pub fn tracks(&self) -> u64 {
         let slots = self.slots.iter().map(|slot| match slot {

@@ -450,7 +450,9 @@ impl Drain {
     fn next_read(&mut self, now_ms: u64, tracking: &Tracking) -> Option<(SlotNo, TrackRange)> {
         let slot = self.cargo.free_slot()?;
         self.unreadable.retain(|_, retry_at| *retry_at > now_ms);
-        let urgent = self.urgent.keys().copied().find(|track| !self.cargo.has(*track));
+        // One that cannot be read is not tried again and again: its writer's wait runs out.
+        let readable = |track: &TrackNo| !self.cargo.has(*track) && !self.unreadable.contains_key(track);
+        let urgent = self.urgent.keys().copied().find(readable);
         if let Some(track) = urgent {
             let taken = tracking.take(track, 1, |_| true);
             if taken.count > 0 {
@@ -678,6 +680,10 @@ impl Drain {
         self.doom(AbortReason::FlushFailed);
         // What was acknowledged since the last good flush, the later part included: the failed one may have eaten it.
         for tracks in covered.into_iter().chain(std::mem::take(&mut self.unflushed)) {
+            tracking.mark_out_of_sync(tracks);
+        }
+        // And what is on its way: a part may have been in the cache already (a file without direct I/O).
+        for tracks in self.cargo.being_sent() {
             tracking.mark_out_of_sync(tracks);
         }
         self.unflushed_bytes = 0;
