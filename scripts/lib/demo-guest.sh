@@ -1,6 +1,6 @@
 #!/bin/bash
-# The story that scripts/demo tells, as root on a kernel with ublk: demo-guest.sh FARPOINT. Everything it makes is below one
-# directory and goes away with it.
+# The story that scripts/demo tells, as root on a kernel with ublk: demo-guest.sh FARPOINT PARCEL, where PARCEL has
+# the tree and its checksums. What it makes goes away with it.
 
 set -euEo pipefail
 export LC_ALL=C PATH=/usr/local/sbin:/usr/sbin:/sbin:$PATH
@@ -9,10 +9,8 @@ lib=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 # shellcheck source-path=SCRIPTDIR source=story.sh
 . "$lib/story.sh"
 
-farpoint=$1
+farpoint=$1 parcel=$2
 volume=demo volume_mib=512
-# Limits of the tree: files, and bytes in all, from each of the two places.
-tree_places=(/usr/share /usr/lib) tree_files=1500 tree_bytes=50000000
 doing="making ready" result=''
 work='' run='' daemon='' bank='' churn='' device=''
 acked='' longest=''
@@ -66,7 +64,7 @@ start_daemon() {
     "$farpoint" --config-dir "$run/etc" daemon >"$work/daemon.log" 2>&1 &
     daemon=$!
     until [[ -S $run/control.sock ]]; do
-        ((tries-- > 0)) && kill -0 "$daemon" 2>/dev/null || failed "the daemon did not start"
+        if ((tries-- == 0)) || ! kill -0 "$daemon" 2>/dev/null; then failed "the daemon did not start"; fi
         sleep 0.05
     done
 }
@@ -86,29 +84,16 @@ make_volume() {
     tell "$device, $volume_mib MiB, tracks of 64 KiB; both files sparse, on $(stat -f -c %T "$work")"
 }
 
-# The same files each time on the same machine: the first ones by name, large ones left out.
-choose_tree() {
-    local place
-    for place in "${tree_places[@]}"; do
-        find "$place" -xdev -type f -size -2048k -printf '%p\t%s\n' | sort | awk -F '\t' -v files="$tree_files" \
-            -v bytes="$tree_bytes" '$1 !~ /[\\\n]/ && count < files && sum + $2 <= bytes { count++; sum += $2; print substr($1, 2) }'
-    done >"$work/files"
-}
-
-make_tree() {
+copy_tree() {
     local began=$EPOCHREALTIME
     doing="copying the tree"
-    step "A real tree of files"
-    choose_tree
-    (cd / && tr '\n' '\0' <"$work/files" | xargs -0 sha256sum) >"$work/sums"
+    step "The tree copied to the device"
     mkdir "$work/live/tree"
-    tar --create --directory / --files-from "$work/files" | tar --extract --directory "$work/live/tree"
+    tar --extract --file "$parcel/tree.tar" --directory "$work/live/tree"
     sync --file-system "$work/live"
-    tell "$(grouped "$(wc -l <"$work/files")") files of ${tree_places[*]}, $(tree_size), copied and synced in $(seconds_since "$began")"
-    tell "the SHA-256 of each was taken from the original"
+    files=$(wc -l <"$parcel/sums")
+    tell "$(grouped "$files") files, copied and synced in $(seconds_since "$began")"
 }
-
-tree_size() { mib "$(cd / && tr '\n' '\0' <"$work/files" | du --files0-from=- --apparent-size --block-size=1 --total | tail -n 1 | cut -f 1)"; }
 
 # What else writes while the point is cut: files made and removed, over and over.
 churn_files() {
@@ -139,7 +124,9 @@ start_writers() {
     churn_files 2>/dev/null &
     churn=$!
     until [[ -s $work/acked ]] && read_acked && ((acked >= 100)); do
-        ((tries-- > 0)) && kill -0 "$bank" 2>/dev/null || failed "the database does not run: $(cat "$work/bank.log")"
+        if ((tries-- == 0)) || ! kill -0 "$bank" 2>/dev/null; then
+            failed "the database does not run: $(cat "$work/bank.log")"
+        fi
         sleep 0.1
     done
     tell "SQLite moves money between 500 accounts, each transaction synced: $(grouped "$acked") so far, longest $longest ms"
@@ -207,9 +194,9 @@ examine_file_system() {
 examine_files() {
     doing="comparing the copy's files"
     mount -o loop "$work/copy.img" "$work/copy"
-    (cd "$work/copy/tree" && sha256sum --check --quiet "$work/sums") >"$work/sums.log" 2>&1 ||
+    (cd "$work/copy/tree" && sha256sum --check --quiet "$parcel/sums") >"$work/sums.log" 2>&1 ||
         failed "$(wc -l <"$work/sums.log") files of the copy are not what they were: $(head -n 3 "$work/sums.log")"
-    good "all $(grouped "$(wc -l <"$work/sums")") files synced before the cut are there, each with its SHA-256"
+    good "all $(grouped "$files") files synced before the cut are there, each with its SHA-256"
 }
 
 examine_database() {
@@ -260,7 +247,7 @@ main() {
     step "Machine"
     tell "${FARPOINT_DEMO_PLACE:-this machine}: Linux $(uname -r), $(nproc) processors"
     make_volume
-    make_tree
+    copy_tree
     start_writers
     cut
     drain

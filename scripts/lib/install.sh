@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154 # script_name and tree are set by the caller
 # Messages, packages and the build, for scripts that a person runs on a bare Debian machine. The caller sets script_name and
 # tree, the root of the source tree.
 
