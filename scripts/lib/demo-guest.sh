@@ -11,6 +11,8 @@ lib=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 
 farpoint=$1 parcel=$2
 volume=demo volume_mib=512
+# Bytes per second of the link that the demonstration pretends to have.
+link=8MiB
 doing="making ready" result=''
 work='' run='' daemon='' bank='' churn='' device=''
 acked='' longest=''
@@ -108,11 +110,26 @@ churn_files() {
     done
 }
 
-# read_acked: the last transaction whose commit returned, and the longest commit in ms.
+# read_acked: the last transaction whose commit returned, and the longest commit in ms. No program is started: it is called
+# while writes are held.
 read_acked() {
     read -r acked longest <"$work/acked"
     acked=$((10#$acked))
-    longest=$(awk -v ms="$longest" 'BEGIN { printf "%.0f", ms }')
+    longest=$((10#${longest%.*}))
+}
+
+first_copy() {
+    local began=$EPOCHREALTIME answer
+    doing="copying to the secondary for the first time"
+    step "The first full copy"
+    show "farpoint wait $volume"
+    fp --timeout 120 wait "$volume" >/dev/null
+    answer=$(fp --json status "$volume")
+    tell "in sync $(seconds_since "$began") later: $(grouped "$(number drained_tracks "$answer")") tracks," \
+        "$(grouped "$(number zero_tracks "$answer")") of them zeroes"
+    show "farpoint set $volume --bandwidth-limit $link"
+    fp set "$volume" --bandwidth-limit "$link" >/dev/null
+    tell "from here on the link to the secondary is a slow one"
 }
 
 start_writers() {
@@ -130,31 +147,30 @@ start_writers() {
         sleep 0.1
     done
     tell "SQLite moves money between 500 accounts, each transaction synced: $(grouped "$acked") so far, longest $longest ms"
-    tell "the rest of the time, parts of the tree are copied again, synced and removed"
+    tell "beside it, parts of the tree are copied again, synced and removed"
 }
 
+# Between start and run no write gets to the device, so nothing is done there that is not needed.
 cut() {
-    local answer held run_answer before
+    local started ran before
     doing="cutting the point"
     step "The cut, while they write"
     before=$(fp --json status "$volume")
     drained_before=$(number drained_bytes "$before")
     collisions_before=$(number collisions "$before")
+    began_cut=$EPOCHREALTIME
     read_acked
     acked_before=$acked
-    began_cut=$EPOCHREALTIME
-    answer=$(fp --json start "$volume")
-    # No write gets to the device now, so what is at the device now is the point, but for the copying.
+    started=$(fp --json start --run-timer-ms 10000 "$volume")
     read_acked
     acked_held=$acked
-    run_answer=$(fp --json run "$volume")
-    held=$(number hold_us "$run_answer")
+    ran=$(fp --json run "$volume")
+    hold=$(ms "$(number hold_us "$ran")")
     show "farpoint start $volume"
-    tell "writes that were under way ended within $(ms "$(number hold_us "$answer")"); the database had acknowledged" \
-        "$(grouped "$acked_before") transactions"
+    tell "the writes under way ended within $(ms "$(number hold_us "$started")"); the database had acknowledged" \
+        "$(grouped "$acked_before") transactions before"
     show "farpoint run $volume"
-    tell "new writes were held for $(ms "$held") in all, most of it the time that this shell takes to start the second command"
-    hold_ms=$(ms "$held")
+    tell "new writes were held for $hold in all, most of it the time that it takes to start the second command"
 }
 
 drain() {
@@ -166,7 +182,7 @@ drain() {
     after=$(fp --json status "$volume")
     drained_mib=$(mib $(($(number drained_bytes "$after") - drained_before)))
     tell "$drained_mib sent, the point is whole at the secondary $(seconds_since "$began_cut") after start;" \
-        "$(grouped $(($(number collisions "$after") - collisions_before))) writes met a track not sent yet"
+        "$(grouped $(($(number collisions "$after") - collisions_before))) writes met a track that was not sent yet"
     show "cp secondary.img copy.img"
     local began=$EPOCHREALTIME
     cp --reflink=auto --sparse=always "$work/secondary.img" "$work/copy.img"
@@ -235,6 +251,7 @@ examine_live() {
     stop "$churn" && churn=''
     stop "$bank" && bank=''
     umount "$work/live"
+    fp set "$volume" --bandwidth-limit 0 >/dev/null
     fp --timeout 120 wait "$volume" >/dev/null
     cmp "$work/primary.img" "$work/secondary.img" >/dev/null || failed "in sync, but primary and secondary differ"
     good "unmounted and in sync, primary and secondary are equal, byte by byte"
@@ -248,6 +265,7 @@ main() {
     tell "${FARPOINT_DEMO_PLACE:-this machine}: Linux $(uname -r), $(nproc) processors"
     make_volume
     copy_tree
+    first_copy
     start_writers
     cut
     drain
@@ -255,7 +273,7 @@ main() {
     examine_live
     result=held
     printf '\n%s: the copy is a consistency point of a device that never stopped: %s transactions, writes held %s, %s drained.\n' \
-        "$(colour '1;32' 'IT HOLDS')" "$(grouped "$copied")" "$hold_ms" "$drained_mib"
+        "$(colour '1;32' 'IT HOLDS')" "$(grouped "$copied")" "$hold" "$drained_mib"
     [[ -z ${FARPOINT_DEMO_BEGAN:-} ]] || printf 'Time in all: %s.\n' "$(seconds_since "$FARPOINT_DEMO_BEGAN")"
 }
 

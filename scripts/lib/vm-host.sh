@@ -20,7 +20,7 @@ install_packages() {
 need_programs() {
     local pair packages=()
     for pair in "$@"; do
-        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
+        command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
     done
     ((${#packages[@]} == 0)) || install_packages "${packages[@]}"
 }
@@ -69,10 +69,16 @@ passed_names() {
 tree_of() { git -C "$1" -c safe.directory='*' rev-parse --show-toplevel 2>/dev/null || (cd "$1" && pwd -P); }
 
 shared_directories() {
-    local dir
-    for dir in "$(tree_of "$vm_scripts")" "$(tree_of "$PWD")" "$PWD" "${shares[@]}" ${CARGO_TARGET_DIR:+"$CARGO_TARGET_DIR"}; do
-        dir=$(realpath -e "$dir" 2>/dev/null) || die "cannot share $dir: no such directory"
-        [[ $dir == / || ! -d $dir ]] || echo "$dir"
+    local dir path built=()
+    # cargo makes it when it first builds.
+    [[ ! -d ${CARGO_TARGET_DIR:-} ]] || built=("$CARGO_TARGET_DIR")
+    for dir in "$(tree_of "$vm_scripts")" "$(tree_of "$PWD")" "$PWD" "${shares[@]}" "${built[@]}"; do
+        path=$(realpath -e "$dir/." 2>/dev/null) || die "cannot share $dir: no such directory"
+        case $path/ in
+            # The root is what is shared copy on write; the others are the guest's own.
+            / | // | /proc/* | /sys/* | /dev/* | /run/*) [[ $path == / ]] || say "$path is not shared with the guest" ;;
+            *) echo "$path" ;;
+        esac
     done | sort -u
 }
 
@@ -88,11 +94,12 @@ warn_hidden() {
 
 # Read by the guest's first process.
 write_command() {
-    local name
+    local name list
     local vm_cwd=$PWD vm_kernel=$1 vm_timeout=$timeout vm_one_stream='' vm_shares vm_env=() vm_command=("${command[@]}")
     local vm_modules=(ublk_drv loop dm-mod configfs "${modules[@]}")
     ((${#disks[@]} == 0)) || vm_modules+=(virtio_blk)
-    mapfile -t vm_shares < <(shared_directories)
+    list=$(shared_directories)
+    mapfile -t vm_shares <<<"$list"
     for name in $(passed_names); do vm_env+=("$name=${!name}"); done
     # Two streams that are one here stay one, so that their lines keep their order.
     [[ ! /proc/self/fd/1 -ef /proc/self/fd/2 ]] || vm_one_stream=yes
@@ -119,12 +126,19 @@ file_server_options() {
 }
 
 # The root is served from another mount point, in a mount namespace of its own, because the sandbox of virtiofsd cannot
-# pivot from / to /.
+# pivot from / to /. What is under proc, sys and run there is this machine itself: a guest that failed to mount its own would
+# set this machine's parameters, so they are covered.
+# shellcheck disable=SC2016 # for the shell that runs it
+serve_root='
+    mount --rbind / "$1"
+    for dir in proc sys run; do mount -t tmpfs -o ro,size=0 none "$1/$dir"; done
+    shift
+    exec "$@"'
+
 start_file_server() {
     local options
     mapfile -t options < <(file_server_options "$1")
-    # shellcheck disable=SC2016
-    start unshare --mount sh -c 'mount --rbind / "$1" && shift && exec "$@"' sh "$vm_dir/root" \
+    start unshare --mount sh -e -c "$serve_root" sh "$vm_dir/root" \
         "$1" --socket-path="$vm_dir/files" "${options[@]}" >"$vm_dir/files.log" 2>&1 </dev/null
     vm_server=${vm_pids[-1]}
     local tries=500
@@ -237,7 +251,7 @@ clean_up() {
 # A killed script cannot remove its directory; the next one does.
 remove_stale() {
     local dir pid
-    for dir in "${TMPDIR:-/tmp}"/farpoint-vm.*; do
+    for dir in /tmp/farpoint-vm.*; do
         pid=$(cat "$dir/pid" 2>/dev/null) && [[ -n $pid && ! -d /proc/$pid ]] && rm -rf "$dir"
     done
     return 0
@@ -248,7 +262,7 @@ make_runtime() {
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
-    vm_dir=$(mktemp -d "${TMPDIR:-/tmp}/farpoint-vm.XXXXXX")
+    vm_dir=$(mktemp -d /tmp/farpoint-vm.XXXXXX)
     echo $$ >"$vm_dir/pid"
     mkdir "$vm_dir/root" "$vm_dir/guest" "$vm_dir/dev"
     printf '%s\n' "proc /proc proc defaults 0 0" "sys /sys sysfs defaults 0 0" \

@@ -183,6 +183,8 @@ download_kernel() {
     local choice=$1 suite image release packages package deb debs=()
     suite=$(suite_of_kernel "$choice")
     need_programs dpkg-deb:dpkg zstd:zstd xz:xz-utils depmod:kmod sha256sum:coreutils
+    # What a call that was cut short left behind.
+    rm -rf "$vm_cache"/kernels/.new.* "$vm_cache"/debs/.new.*
     refresh_lists
     image=$(newest_image "$suite") || die "the suite $suite has no cloud kernel"
     release=${image#linux-image-}

@@ -71,8 +71,8 @@ pub enum Admission {
 pub enum Collision {
     /// The cut does not need the track's present content from the primary: write.
     None,
-    /// It does, and the caller now owns the track: keep its content, then [`Tracking::image_read`].
-    Owned,
+    /// The cut of this number does, and the caller now owns the track: keep its content, then [`Tracking::image_read`].
+    Owned(u64),
     /// Somebody is reading it: park the write and ask again when the doorbell rings.
     Busy,
 }
@@ -201,18 +201,21 @@ impl Tracking {
 
     /// Looks whether the cut still needs the present content of `track` (seed 004 \[0042\], boxes 602 and 604).
     pub fn collide(&self, track: TrackNo, waiter: Waiter) -> Collision {
-        if present(Bug::ReadingIsNoCollision) && !self.out_of_sync().is_set(track) {
+        let roles = self.roles();
+        let oos = self.bitmap(roles.before);
+        if present(Bug::ReadingIsNoCollision) && !oos.is_set(track) {
             return Collision::None;
         }
         if !self.claims.claim(track, waiter) {
             return Collision::Busy;
         }
         // Only the holder of the claim clears the mark, so between the look and the clear it stays. Counted before it is
-        // cleared: whoever finds no mark, and then nothing owned, knows that the drain has every content.
-        if self.out_of_sync().is_set(track) {
+        // cleared: whoever finds no mark, and then nothing owned, knows that the drain has every content. If the
+        // increment has ended meanwhile nothing collides, and the mark is the write's own.
+        if roles.cut != NO_CUT && oos.is_set(track) {
             self.owned.fetch_add(1, SeqCst);
-            self.out_of_sync().clear(track);
-            return Collision::Owned;
+            oos.clear(track);
+            return Collision::Owned(roles.cut);
         }
         self.claims.release(track);
         Collision::None

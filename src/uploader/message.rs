@@ -7,8 +7,12 @@ use crate::geometry::TrackNo;
 /// A message to a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message {
-    /// A colliding write kept the track's content in this image.
-    Image(ImageNo, TrackNo),
+    /// A write that collided with this cut kept the track's content in this image.
+    Image {
+        image: ImageNo,
+        track: TrackNo,
+        cut: u64,
+    },
     /// A colliding write could not read its track; the image's memory is free already.
     ImageLost,
     /// A colliding write waits until the track has been sent.

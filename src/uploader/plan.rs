@@ -262,9 +262,15 @@ impl Drain {
 
     // What collisions bring.
 
-    /// A colliding write has read the old content of its track.
-    pub fn add_image(&mut self, tracking: &Tracking, image: ImageNo, track: TrackNo) {
-        self.cargo.add_image(image, track);
+    /// A write that collided with `cut` has read the old content of its track.
+    pub fn add_image(&mut self, tracking: &Tracking, image: ImageNo, track: TrackNo, cut: u64) {
+        if self.cut.is_some_and(|known| known.number == cut) {
+            self.cargo.add_image(image, track);
+        } else {
+            // It came late: that increment is over, its write has marked the track, and a newer content may have been
+            // sent since. This one must not follow it.
+            self.freed.push(image);
+        }
         tracking.owner_handed_over();
     }
 

@@ -166,7 +166,7 @@ impl Uploader {
         self.parts.mailbox.take(&mut self.messages);
         for message in self.messages.drain(..) {
             match message {
-                Message::Image(image, track) => drain.add_image(tracking, image, track),
+                Message::Image { image, track, cut } => drain.add_image(tracking, image, track, cut),
                 Message::ImageLost => drain.image_lost(tracking),
                 Message::Want(track) => drain.want(track, now),
                 Message::Look => {}

@@ -71,6 +71,8 @@ struct Slot {
     parked_us: u64,
     /// It waited for the drain to send a track.
     sent_first: bool,
+    /// The cut that it collided with.
+    cut: u64,
 }
 
 impl Slot {
@@ -78,7 +80,7 @@ impl Slot {
 
     fn new() -> Self {
         let tracks = TrackRange { start: TrackNo(0), count: 0 };
-        Self { request: Self::NONE, tracks, ticket: None, stage: Stage::Idle, parked_us: 0, sent_first: false }
+        Self { request: Self::NONE, tracks, ticket: None, stage: Stage::Idle, parked_us: 0, sent_first: false, cut: 0 }
     }
 }
 
@@ -151,7 +153,8 @@ impl Host {
             let track = *next;
             match self.tracking.collide(track, Waiter::queue(self.queue)) {
                 Collision::None => let_go = true,
-                Collision::Owned => {
+                Collision::Owned(cut) => {
+                    slot.cut = cut;
                     if !slot.sent_first {
                         add(&self.counters.collisions, 1);
                     }
@@ -301,7 +304,8 @@ impl Handler for Host {
         let tracks = self.tracking.geometry().touched(offset, 1);
         // The drain is told before the claim goes, or it could find neither mark nor image.
         if ok {
-            io.tell_drain(Message::Image(image, tracks.start));
+            let cut = self.slots[usize::from(tag)].cut;
+            io.tell_drain(Message::Image { image, track: tracks.start, cut });
             self.tracking.image_read(tracks);
         } else {
             io.free_image(image);

@@ -28,17 +28,44 @@ pub struct Cut {
 /// One thing wrong with the images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Violation {
-    Broken { volume: u32, lba: u64 },
-    Misplaced { volume: u32, lba: u64, found: Stamp },
-    Unknown { volume: u32, lba: u64, write: WriteId },
+    Broken {
+        volume: u32,
+        lba: u64,
+    },
+    Misplaced {
+        volume: u32,
+        lba: u64,
+        found: Stamp,
+    },
+    Unknown {
+        volume: u32,
+        lba: u64,
+        write: WriteId,
+    },
     /// P2: a write is missing that the newest write in the images depends on.
-    Inconsistent { volume: u32, lba: u64, missing: WriteId },
+    Inconsistent {
+        volume: u32,
+        lba: u64,
+        missing: WriteId,
+    },
     /// P3: a write is missing that was acknowledged before `start`.
-    Old { volume: u32, lba: u64, missing: WriteId },
+    Old {
+        volume: u32,
+        lba: u64,
+        missing: WriteId,
+    },
     /// H12: a write that came after the cut.
-    TooNew { volume: u32, lba: u64, write: WriteId },
+    TooNew {
+        volume: u32,
+        lba: u64,
+        write: WriteId,
+    },
     /// H12: a part of the write is there and a part is not.
-    Half { volume: u32, lba: u64, write: WriteId },
+    Half {
+        volume: u32,
+        lba: u64,
+        write: WriteId,
+    },
 }
 
 impl fmt::Display for Violation {
@@ -158,7 +185,8 @@ impl Checker {
             if write.ack >= time {
                 return !write.failed;
             }
-            for place in sectors_of(write).filter_map(|(volume, lba)| newest.get_mut(volume)?.get_mut(lba)) {
+            for (volume, lba) in sectors_of(write) {
+                let Some(place) = newest.get_mut(volume).and_then(|sectors| sectors.get_mut(lba)) else { continue };
                 if place.is_none_or(|(issue, _)| issue < write.issue) {
                     *place = Some((write.issue, *id));
                 }

@@ -144,8 +144,7 @@ impl Increments {
         for policy in ["keep-before-image", "send-first"] {
             run.figures = Figures::default();
             let before = run.collisions()?;
-            run.control
-                .ask("set", json!({"volumes": run.names, "settings": {"collision_policy": policy}}))?;
+            run.control.ask("set", json!({"volumes": run.names, "settings": {"collision_policy": policy}}))?;
             while run.figures.completed < self.count {
                 if workload.has_ended() {
                     return Err("a writer has ended".to_owned());

@@ -18,7 +18,7 @@ mod writing;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use disk::Disk;
 
@@ -68,8 +68,8 @@ fn self_test() -> Result<(), String> {
 }
 
 fn main() -> ExitCode {
-    // The test runner passes its own options; a command is a word.
-    let command = std::env::args().nth(1).filter(|word| !word.starts_with('-'));
+    // The test runner passes options and filters of its own, which are no commands.
+    let command = std::env::args().nth(1).filter(|word| Device::command().find_subcommand(word).is_some());
     let result = match command {
         None => {
             println!("the device itself is tested by tests/vm/run.sh");

@@ -68,7 +68,9 @@ pub fn by_hand() -> Result<usize, String> {
         (
             "a lost write that others depend on",
             images(&log, &without((0, 2))),
-            Some(|found| matches!(found, Violation::Old { volume: 0, lba: 1, missing: WriteId { writer: 0, sequence: 2 } })),
+            Some(|found| {
+                matches!(found, Violation::Old { volume: 0, lba: 1, missing: WriteId { writer: 0, sequence: 2 } })
+            }),
         ),
         (
             "a late image: the last write before start is missing",
@@ -158,10 +160,15 @@ fn missing(found: &Violation) -> bool {
 /// Some sectors of each volume that hold a write.
 fn chosen(images: &[Vec<u8>]) -> Vec<(usize, usize)> {
     let written = |image: &Vec<u8>| {
-        let whole = |sector: &usize| matches!(sector::parse(&image[sector * SECTOR..(sector + 1) * SECTOR]), Content::Whole(_));
+        let whole =
+            |sector: &usize| matches!(sector::parse(&image[sector * SECTOR..(sector + 1) * SECTOR]), Content::Whole(_));
         (0..image.len() / SECTOR).step_by(37).filter(whole).take(4).collect::<Vec<_>>()
     };
-    images.iter().enumerate().flat_map(|(volume, image)| written(image).into_iter().map(move |at| (volume, at))).collect()
+    images
+        .iter()
+        .enumerate()
+        .flat_map(|(volume, image)| written(image).into_iter().map(move |at| (volume, at)))
+        .collect()
 }
 
 /// The write that the sector held before the one it shows.

@@ -67,7 +67,9 @@ fn step(home: &Path, random: &mut Random) -> io::Result<()> {
         8 => fs::hard_link(&path, &other),
         9 => symlink(&other, path.with_extension("link")),
         10 => open().and_then(|file| file.sync_all()),
-        _ => fs::remove_dir_all(other.with_extension("dir")).or_else(|_| fs::create_dir_all(path.with_extension("dir"))),
+        _ => {
+            fs::remove_dir_all(other.with_extension("dir")).or_else(|_| fs::create_dir_all(path.with_extension("dir")))
+        }
     };
     let expected = [libc::ENOENT, libc::EEXIST, libc::ENOTDIR, libc::EISDIR, libc::ENOTEMPTY, libc::ELOOP];
     match result {

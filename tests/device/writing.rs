@@ -88,7 +88,8 @@ impl Writing {
             let disk = Disk::open(path, false)?;
             disk.image(disk.size())
         };
-        let images = self.devices.iter().map(image).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+        let images =
+            self.devices.iter().map(image).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
         let sectors: Vec<_> = images.iter().map(|image| image.len() / SECTOR).collect();
         let mut log = Vec::new();
         history.follow(&mut log);

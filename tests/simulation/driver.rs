@@ -1,24 +1,37 @@
-//! Drives a [`Drain`](farpoint::uploader::Drain) as its thread does, one small step at a time: the letters first, then as
-//! many requests as it has, then the last look before it sleeps. It wakes for a letter, an answer, a claim let go, or the
+//! Drives a [`Drain`](farpoint::uploader::Drain) as its thread does, one small step at a time: the answers first and the
+//! letters, then as many requests as it has, then the last look before it sleeps. It wakes for a letter, an answer, a claim let go, or the
 //! time it named, and for nothing else: a wake-up that the code forgets is a drain that never goes on.
 
 use crate::devices::{Fate, Io, IoKind, index};
 use crate::trace::Note;
-use crate::world::World;
-use farpoint::uploader::{ImageNo, Message, Op, Report, SlotNo};
+use crate::world::{Volume, World};
+use farpoint::uploader::{ImageNo, Message, Op, Report};
+use std::collections::VecDeque;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    Answers,
     Letters,
     Poll,
     Doze,
     Sleep,
 }
 
+/// What came of a request.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    kind: IoKind,
+    ok: bool,
+}
+
 /// A drain's thread.
 #[derive(Debug)]
 pub struct Driver {
     phase: Phase,
+    /// Requests that ended and whose answers it has not looked at.
+    answers: VecDeque<Answer>,
+    /// The time of this round: it looks at the clock once in each.
+    now_ms: u64,
     /// In the scheduler's hands, and rung since it last took its letters.
     scheduled: bool,
     ringing: bool,
@@ -37,7 +50,9 @@ pub struct Driver {
 impl Driver {
     pub fn new(tracks: usize) -> Self {
         Self {
-            phase: Phase::Letters,
+            phase: Phase::Answers,
+            answers: VecDeque::new(),
+            now_ms: 0,
             scheduled: false,
             ringing: false,
             marked: false,
@@ -92,12 +107,17 @@ impl World {
     }
 
     fn drain_step(&mut self, index: usize) -> bool {
-        let now_ms = self.now_ms();
+        let now_ms = self.volumes[index].driver.now_ms;
         let volume = &mut self.volumes[index];
         match volume.driver.phase {
+            Phase::Answers => match volume.driver.answers.pop_front() {
+                Some(answer) => self.look_at(index, answer),
+                None => volume.driver.phase = Phase::Letters,
+            },
             Phase::Letters => {
-                volume.driver.ringing = false;
+                volume.driver.ringing = !volume.driver.answers.is_empty();
                 volume.driver.dozed = false;
+                volume.driver.now_ms = self.now_us / 1000;
                 self.open_letters(index);
                 let volume = &mut self.volumes[index];
                 volume.driver.marked = volume.tracking.out_of_sync().count() > 0;
@@ -118,7 +138,7 @@ impl World {
                 volume.driver.phase = Phase::Poll;
             }
             Phase::Sleep => {
-                volume.driver.phase = Phase::Letters;
+                volume.driver.phase = Phase::Answers;
                 if !volume.driver.ringing {
                     volume.driver.scheduled = false;
                     self.sleep(index);
@@ -131,12 +151,12 @@ impl World {
     }
 
     fn open_letters(&mut self, index: usize) {
-        let now_ms = self.now_ms();
+        let now_ms = self.volumes[index].driver.now_ms;
         while let Some(message) = self.volumes[index].side.mailbox.pop_front() {
             self.note(Note::Drain(index, message));
             let volume = &mut self.volumes[index];
             match message {
-                Message::Image(image, track) => volume.drain.add_image(&volume.tracking, image, track),
+                Message::Image { image, track, cut } => volume.drain.add_image(&volume.tracking, image, track, cut),
                 Message::ImageLost => volume.drain.image_lost(&volume.tracking),
                 Message::Want(track) => volume.drain.want(track, now_ms),
                 Message::Look | Message::Stop => {}
@@ -148,9 +168,9 @@ impl World {
 
     /// It sleeps until the time it names. A time that has passed, again and again, is a thread that never sleeps.
     fn sleep(&mut self, index: usize) {
-        let now_ms = self.now_ms();
         let now_us = self.now_us;
         let volume = &mut self.volumes[index];
+        let now_ms = volume.driver.now_ms;
         let wake_ms = volume.drain.wake_at(now_ms, &volume.tracking);
         let spins = wake_ms.is_some_and(|wake| wake <= now_ms);
         volume.driver.wake_us = wake_ms.map(|wake| (wake * 1000).max(now_us + 1000));
@@ -199,42 +219,41 @@ impl World {
         self.send_image(index, image, track);
     }
 
-    /// A request of the drain's is answered.
+    /// A request of the drain's ends; the drain will look at its answer.
     pub fn answer_drain(&mut self, io: &Io) {
-        let now_ms = self.now_ms();
         let volume = &mut self.volumes[io.volume];
         let devices = &mut volume.side.devices;
         devices.end_send(io.kind);
-        let ok = io.fate == Fate::Good;
+        let mut ok = io.fate == Fate::Good;
+        match io.kind {
+            IoKind::ReadRun(_) => ok &= !devices.cannot_read(io),
+            IoKind::FlushSecondary => {
+                ok &= !std::mem::take(&mut devices.secondary.lose);
+                devices.secondary.end_flush(ok, &mut self.rng);
+            }
+            _ => {}
+        }
         if !ok {
             volume.driver.excuse(volume.tracking.cut());
             self.coverage.secondary_errors += u64::from(io.kind.to_secondary());
         }
-        match io.kind {
-            IoKind::ReadRun(slot) => self.answer_run(io, slot, ok),
-            IoKind::SendRun(slot, segment) => {
-                volume.drain.write_done(slot, segment, ok, now_ms, &volume.tracking);
-            }
-            IoKind::SendImage(image, _) => volume.drain.image_done(image, ok, now_ms, &volume.tracking),
-            IoKind::FlushSecondary => {
-                let ok = ok && !std::mem::take(&mut devices.secondary.lose);
-                devices.secondary.end_flush(ok, &mut self.rng);
-                volume.drain.flush_done(ok, now_ms, &volume.tracking);
-            }
-            _ => {}
-        }
-        self.volumes[io.volume].side.ring_drain = true;
-        self.collect_drain(io.volume);
+        volume.driver.answers.push_back(Answer { kind: io.kind, ok });
+        volume.side.ring_drain = true;
+        self.collect(io.volume);
     }
 
-    fn answer_run(&mut self, io: &Io, slot: SlotNo, ok: bool) {
+    fn look_at(&mut self, index: usize, answer: Answer) {
         let now_ms = self.now_ms();
-        let volume = &mut self.volumes[io.volume];
-        let devices = &volume.side.devices;
-        if ok && !devices.cannot_read(io) {
-            volume.drain.read_done(slot, &volume.tracking, |track| devices.slot_is_zero(slot, track));
-        } else {
-            volume.drain.read_failed(slot, now_ms, &volume.tracking);
+        let Volume { drain, tracking, side, .. } = &mut self.volumes[index];
+        match answer.kind {
+            IoKind::ReadRun(slot) if answer.ok => {
+                drain.read_done(slot, tracking, |track| side.devices.slot_is_zero(slot, track));
+            }
+            IoKind::ReadRun(slot) => drain.read_failed(slot, now_ms, tracking),
+            IoKind::SendRun(slot, segment) => drain.write_done(slot, segment, answer.ok, now_ms, tracking),
+            IoKind::SendImage(image, _) => drain.image_done(image, answer.ok, now_ms, tracking),
+            IoKind::FlushSecondary => drain.flush_done(answer.ok, now_ms, tracking),
+            _ => {}
         }
     }
 

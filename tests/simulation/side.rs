@@ -16,9 +16,8 @@ pub struct Asked {
     pub what: What,
     pub start: usize,
     pub count: usize,
-    /// On the global counter, and in simulated time.
+    /// On the global counter.
     pub issued: u64,
-    pub issued_us: u64,
     /// The primary gave it an error.
     pub failed: bool,
     /// The primary was asked to flush for it.

@@ -98,8 +98,7 @@ impl World {
             _ => self.coverage.writes += 1,
         }
         let issued = self.checker.tick();
-        let issued_us = self.now_us;
-        let asked = Asked { writer, what, start, count, issued, issued_us, failed: false, flushed: false };
+        let asked = Asked { writer, what, start, count, issued, failed: false, flushed: false };
         let side = &mut self.volumes[volume].side;
         side.asked[queue][tag] = Some(asked);
         if what == What::Read {

@@ -1,0 +1,269 @@
+#!/bin/bash
+# Runs the tests of the device in one boot of the guest; see usage below.
+
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+top=${here%/tests/vm}
+
+usage() {
+    cat <<'TEXT'
+Usage: tests/vm/run.sh [OPTION]... [TEST]...
+
+Builds farpoint and the tools of tests/device, boots the guest (scripts/vm) and runs the tests named, or all of them.
+TEST is the name of a file in tests/vm without .sh.
+
+  --short       the form for every commit (default)
+  --long        more of everything: 200 increments with each collision policy, larger trees, low memory
+  --smoke       only the tests that show that a kernel suits: about two minutes
+  --kernel K    6.12 (default) or newest
+  --inside      do not boot: this is the guest, or a machine with ublk that may be used for tests
+  --keep DIR    leave the tests' logs in DIR
+  --list        print the tests of the form chosen
+  --help        this text
+
+One line is printed for each test: ok, FAILED with the end of its log, or skipped with the reason. The last line is
+"N passed, N failed, N skipped". Exit status: 0 if none failed, 1 if one did, 2 wrong usage; others are those of
+scripts/vm. FARPOINT_BIN and FARPOINT_DEVICE_BIN name programs that are built already.
+TEXT
+}
+
+die() {
+    echo "run.sh: $*" >&2
+    exit 2
+}
+
+# In this order: what fails early makes what comes later pointless. The number is the most seconds it may take: generous,
+# a limit and not a measure.
+tests='
+first            smoke 120
+memory           smoke 120
+namespace        smoke 120
+fio-verify       smoke 300
+discard          smoke 200
+odd-size         short 150
+primaries        short 300
+flush            smoke 120
+ext4             smoke 300
+xfs              short 300
+start-no-run     smoke 150
+hung-secondary   short 240
+slow-secondary   short 240
+failing-secondary short 240
+one-of-two       short 150
+unreadable       short 180
+full-primary     short 180
+full-secondary   short 180
+busy             smoke 150
+pause            short 120
+bandwidth        short 120
+clean-stop       short 150
+kill-idle        smoke 150
+kill-writing     short 240
+dependent-writes smoke 900
+open             short 300
+low-memory       long  600
+'
+
+form=short kernel='' inside='' keep='' list='' chosen=()
+
+parse_options() {
+    while (($# > 0)); do
+        case $1 in
+            --help | -h) usage && exit 0 ;;
+            --short | --long | --smoke) form=${1#--} ;;
+            --kernel) kernel=${2:?--kernel needs a value} && shift ;;
+            --keep) keep=${2:?--keep needs a value} && shift ;;
+            --inside) inside=yes ;;
+            --list) list=yes ;;
+            -*) die "unknown option $1; see tests/vm/run.sh --help" ;;
+            *) chosen+=("$1") ;;
+        esac
+        shift
+    done
+}
+
+# wanted NAME LEVEL: whether the form or the command line asks for the test.
+wanted() {
+    if ((${#chosen[@]} > 0)); then
+        [[ " ${chosen[*]} " == *" $1 "* ]]
+    else
+        case $form:$2 in
+            long:* | short:smoke | short:short | smoke:smoke) ;;
+            *) return 1 ;;
+        esac
+    fi
+}
+
+# selection: the tests to run, as "NAME SECONDS".
+selection() {
+    local name level seconds
+    while read -r name level seconds; do
+        [[ -n $name ]] && wanted "$name" "$level" && echo "$name $seconds"
+    done <<<"$tests"
+    true
+}
+
+# The guest does not build: its processor is emulated.
+build() {
+    cd "$top"
+    if [[ -z ${FARPOINT_BIN:-} ]]; then
+        cargo build --release --quiet
+        FARPOINT_BIN=${CARGO_TARGET_DIR:-$top/target}/release/farpoint
+    fi
+    [[ -n ${FARPOINT_DEVICE_BIN:-} ]] || FARPOINT_DEVICE_BIN=$(built device)
+    [[ -n ${FARPOINT_STORAGE_BIN:-} ]] || FARPOINT_STORAGE_BIN=$(built storage)
+    export FARPOINT_BIN FARPOINT_DEVICE_BIN FARPOINT_STORAGE_BIN
+}
+
+# built TEST: builds the program of a test and prints its path.
+built() {
+    cargo test --release --quiet --test "$1" --no-run --message-format=json |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+}
+
+boot() {
+    local options=(--timeout 1500 --memory 3072)
+    [[ $form != long ]] || options=(--timeout 7200 --memory 3072)
+    [[ -z $kernel ]] || options+=(--kernel "$kernel")
+    if [[ -n $keep ]]; then
+        mkdir -p "$keep"
+        keep=$(cd "$keep" && pwd)
+        options+=(--share "$keep")
+    fi
+    exec "$top/scripts/vm" "${options[@]}" -- "$here/run.sh" --inside "--$form" ${keep:+--keep "$keep"} "${chosen[@]}"
+}
+
+# What every test needs, once.
+prepare() {
+    [[ $(id -u) == 0 ]] || die "needs root"
+    [[ -e /dev/ublk-control ]] || modprobe ublk_drv || die "this kernel has no ublk_drv"
+    modprobe brd rd_nr=4 rd_size=131072 max_part=0
+    directory=$(mktemp --directory /tmp/farpoint-tests.XXXXXX)
+    # The programs once and from memory, not each page of them through the file server.
+    cp "$FARPOINT_BIN" "$directory/farpoint"
+    cp "$FARPOINT_DEVICE_BIN" "$directory/device"
+    export FARPOINT=$directory/farpoint FARPOINT_DEVICE=$directory/device FARPOINT_LONG=''
+    [[ $form != long ]] || FARPOINT_LONG=yes
+    # A task that waits for a minute in the kernel is hung; none of the tests lets one wait that long.
+    echo 60 >/proc/sys/kernel/hung_task_timeout_secs
+    echo 1 >/proc/sys/kernel/hung_task_all_cpu_backtrace 2>/dev/null || true
+}
+
+passed=0 failed=0 skipped=0
+
+# run_test NAME SECONDS
+run_test() {
+    local name=$1 seconds=$2 status=0 log began=$SECONDS
+    log=$directory/$name.log
+    export FARPOINT_WORK=$directory/$name
+    mkdir -p "$FARPOINT_WORK"
+    echo "farpoint-test: $name" >/dev/kmsg
+    timeout --signal=TERM --kill-after=60 "$seconds" "$here/$name.sh" >"$log" 2>&1 </dev/null || status=$?
+    ((status != 124)) || echo "FAILED: it did not end in $seconds seconds" >>"$log"
+    aftermath "$name" >>"$log" || status=1
+    verdict "$name" "$status" "$log" $((SECONDS - began))
+    rm -rf "$FARPOINT_WORK"
+}
+
+# verdict NAME STATUS LOG SECONDS
+verdict() {
+    local figures
+    figures=$(sed -n 's/^figure: //p' "$3" | tr '\n' ' ')
+    case $2 in
+        0) passed=$((passed + 1)) && echo "ok      $1 ($4 s) $figures" ;;
+        77) skipped=$((skipped + 1)) && echo "skipped $1: $(sed -n 's/^skipped: //p' "$3" | tail -n 1)" ;;
+        *)
+            failed=$((failed + 1))
+            echo "FAILED  $1 ($4 s) $figures"
+            tail -n 60 "$3" | sed 's/^/        /'
+            ;;
+    esac
+    [[ -z $keep ]] || cp "$3" "$keep/"
+}
+
+# aftermath NAME: what the test left in the machine; whatever it is goes, but it counts as a failure.
+aftermath() {
+    local clean=0 messages each
+    messages=$(dmesg | sed "0,/farpoint-test: $1\$/d" |
+        grep --extended-regexp 'blocked for more than|BUG:|WARNING:|Oops|general protection|refcount_t|KASAN' |
+        grep --invert-match 'soft lockup') || true
+    if [[ -n $messages ]]; then
+        echo "FAILED: the kernel complains: $messages"
+        dmesg | tail -n 60
+        clean=1
+    fi
+    for each in /dev/ublkb*; do
+        [[ -b $each ]] || continue
+        echo "FAILED: it left $each"
+        remove_devices
+        clean=1
+        break
+    done
+    hung || clean=1
+    return "$clean"
+}
+
+# A daemon removes what others left.
+remove_devices() {
+    local process try
+    mkdir -p "$directory/sweep/etc"
+    printf 'run_dir = "%s/run"\nstate_dir = "%s/state"\n' "$directory/sweep" "$directory/sweep" \
+        >"$directory/sweep/etc/farpoint.toml"
+    "$FARPOINT" --config-dir "$directory/sweep/etc" daemon &
+    process=$!
+    for ((try = 0; try < 50; try++)); do
+        compgen -G '/dev/ublkb*' >/dev/null || break
+        sleep 0.2
+    done
+    kill -TERM "$process"
+    wait "$process" || true
+}
+
+# hung: processes that cannot be killed; those that only wait for a moment are looked at again.
+hung() {
+    local try dir line names
+    for ((try = 0; try < 30; try++)); do
+        names=''
+        for dir in /proc/[0-9]*; do
+            read -r line 2>/dev/null <"$dir/stat" || continue
+            [[ ${line##*) } != D* ]] || names+=" ${dir#/proc/}:${line%%)*})"
+        done
+        [[ -n $names ]] || return 0
+        sleep 0.1
+    done
+    echo "FAILED: these cannot be interrupted:$names"
+    for dir in $names; do cat "/proc/${dir%%:*}/stack" 2>/dev/null || true; done
+    return 1
+}
+
+run_inside() {
+    local name seconds
+    prepare
+    echo "farpoint tests ($form) on Linux $(uname -r)"
+    while read -r name seconds <&3; do
+        run_test "$name" "$seconds"
+    done 3< <(selection)
+    echo "$passed passed, $failed failed, $skipped skipped in $SECONDS seconds"
+    ((failed == 0))
+}
+
+main() {
+    local name
+    parse_options "$@"
+    for name in "${chosen[@]}"; do
+        [[ -x $here/$name.sh && $tests == *$'\n'"$name "* ]] || die "no test $name; see tests/vm/run.sh --list"
+    done
+    if [[ -n $list ]]; then
+        selection
+        return
+    fi
+    if [[ -n $inside ]]; then
+        run_inside
+        return
+    fi
+    build
+    boot
+}
+
+main "$@"
