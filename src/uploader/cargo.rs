@@ -202,9 +202,9 @@ impl Cargo {
         busy.map(|(_, taken)| *taken).min()
     }
 
-    /// Whether a before-image of the track waits.
+    /// Whether a before-image of the track waits or is being sent: how old a mark of the track is says neither.
     pub fn has_image(&self, track: TrackNo) -> bool {
-        self.imaged.contains(&track)
+        self.images.values().any(|(of, _)| *of == track)
     }
 
     /// Serial number that the next run will get, and the oldest one that is not acknowledged yet.

@@ -148,6 +148,13 @@ impl Sweep {
         self.began_ms = now_ms;
         self.oldest_passed_ms = None;
     }
+
+    /// Marks have appeared that are older than they look, maybe behind the cursor: neither this pass nor one that is
+    /// not acknowledged yet says anything.
+    fn void(&mut self) {
+        self.oldest_passed_ms = Some(0);
+        self.finished = None;
+    }
 }
 
 impl Drain {
@@ -333,7 +340,7 @@ impl Drain {
         let cut = tracking.cut();
         if self.cut.map(|known| known.number) != cut {
             if self.cut.take().is_some() {
-                self.retired(now_ms, tracking);
+                self.retired(tracking);
             }
             let before_ms = self.polled_ms;
             self.cut = cut.map(|number| Cut { number, before_ms, reached: false, drained: false, doomed: false });
@@ -342,6 +349,7 @@ impl Drain {
         if let Some(aborted) = tracking.unfolded()
             && tracking.fold()
         {
+            self.sweep.void();
             self.reports.push(Report::Folded(aborted));
         }
         self.expire_urgent(now_ms, tracking);
@@ -357,10 +365,10 @@ impl Drain {
     }
 
     /// The increment is over: what was kept only for it is put back out of sync.
-    fn retired(&mut self, now_ms: u64, tracking: &Tracking) {
+    fn retired(&mut self, tracking: &Tracking) {
         self.urgent.clear();
-        // What was recorded apart is out of sync from now on: a pass over everything begins now.
-        self.sweep.begin(now_ms);
+        // What was recorded apart is out of sync from now on, behind the cursor too.
+        self.sweep.void();
         // A waiting image's track was marked by the write that collided, so its content need not be sent any more.
         for image in std::mem::take(&mut self.cargo.queue) {
             self.cargo.end_image(image);
@@ -378,6 +386,7 @@ impl Drain {
             return;
         }
         let (tracks, claimed) = (*tracks, *claimed);
+        self.sweep.void();
         tracking.mark_out_of_sync(tracks);
         if claimed {
             self.release(tracks, tracking);
@@ -517,9 +526,8 @@ impl Drain {
     }
 
     fn pass_ended(&mut self, now_ms: u64) {
-        // A pass after the cut says nothing of the writes that are recorded apart.
-        let counts = self.cut.is_none_or(|cut| self.sweep.began_ms <= cut.before_ms);
-        if counts && self.sweep.finished.is_none() {
+        // A pass during an increment says nothing of what is recorded apart, nor of what is kept in images.
+        if self.cut.is_none() && self.sweep.finished.is_none() {
             let all_before = self.sweep.oldest_passed_ms.unwrap_or(u64::MAX).min(self.sweep.began_ms);
             self.sweep.finished = Some((all_before, self.cargo.serials().0));
         }
@@ -543,6 +551,7 @@ impl Drain {
     pub fn read_failed(&mut self, slot: SlotNo, now_ms: u64, tracking: &Tracking) {
         let Slot::Reading(tracks) = self.cargo.slots[slot.0] else { return };
         self.totals.primary_errors += 1;
+        self.sweep.void();
         tracking.image_lost(tracks);
         self.released = true;
         if tracks.count == 1 {
@@ -648,7 +657,9 @@ impl Drain {
         }
     }
 
+    /// A request to the secondary failed: what it carried is not there.
     fn failed(&mut self, now_ms: u64) {
+        self.sweep.void();
         self.totals.secondary_errors += 1;
         self.link.failed(now_ms);
     }
@@ -684,6 +695,7 @@ impl Drain {
         }
         self.failed(now_ms);
         self.doom(AbortReason::FlushFailed);
+        self.sweep.acknowledged_ms = self.sweep.synced_ms;
         // What was acknowledged since the last good flush, the later part included: the failed one may have eaten it.
         for tracks in covered.into_iter().chain(std::mem::take(&mut self.unflushed)) {
             tracking.mark_out_of_sync(tracks);

@@ -48,6 +48,9 @@ pub struct Writing {
     /// At the end read the devices, zero before, and check that they hold what was acknowledged
     #[arg(long)]
     verify: bool,
+    /// Read these in place of the devices, which may be gone by then
+    #[arg(long, value_name = "PATH", requires = "verify")]
+    verify_at: Vec<PathBuf>,
 }
 
 impl Writing {

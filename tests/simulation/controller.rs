@@ -186,6 +186,7 @@ impl World {
             }
             Command::Pause(volume, paused) => {
                 self.note(Note::Drain(volume, Message::Pause(paused)));
+                self.volumes[volume].paused = paused;
                 self.volumes[volume].side.tell_drain(Message::Pause(paused));
                 self.collect(volume);
             }
@@ -247,7 +248,7 @@ impl World {
                 if let Some(running) = self.controller.find(number) {
                     running.answered = Some(answered);
                 }
-                if self.rng.chance(self.options.rates.prompt, 256) {
+                if !self.options.manual && self.rng.chance(self.options.rates.prompt, 256) {
                     self.command(Command::Run(number));
                 }
             }
@@ -314,6 +315,9 @@ impl World {
         self.judge(verdict);
         if let Some(running) = self.controller.find(number) {
             running.point = Some(point);
+        }
+        if self.options.manual {
+            return;
         }
         if self.rng.chance(self.options.rates.prompt, 256) {
             self.command(Command::Complete(number));

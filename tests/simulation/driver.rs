@@ -187,8 +187,8 @@ impl World {
             Op::Read(slot, tracks) => self.read_run(index, slot, tracks),
             Op::Write(slot, segment) => {
                 if self.damaged() {
-                    let now_ms = self.now_ms();
                     let volume = &mut self.volumes[index];
+                    let now_ms = volume.driver.now_ms;
                     volume.driver.excuse(volume.tracking.cut());
                     volume.drain.slot_damaged(slot, segment, now_ms, &volume.tracking);
                 } else {
@@ -205,8 +205,8 @@ impl World {
 
     fn write_image(&mut self, index: usize, image: ImageNo, track: farpoint::geometry::TrackNo) {
         if self.damaged() {
-            let now_ms = self.now_ms();
             let volume = &mut self.volumes[index];
+            let now_ms = volume.driver.now_ms;
             volume.driver.excuse(volume.tracking.cut());
             volume.drain.image_damaged(image, now_ms, &volume.tracking);
             return;

@@ -32,6 +32,15 @@ pub struct Rates {
     pub aborts: u64,
 }
 
+/// A kind of wake-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deaf {
+    /// A finished write's to the drain.
+    Finish,
+    /// That of a claim let go.
+    Claim,
+}
+
 /// The make-up of one run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -60,6 +69,10 @@ pub struct Options {
     pub fine: bool,
     /// The secondary is blank at first and everything is marked.
     pub first_copy: bool,
+    /// Reached and drained groups wait for a command, instead of getting one by themselves.
+    pub manual: bool,
+    /// A wake-up that never reaches anyone, to prove that the loss of one is noticed.
+    pub deaf: Option<Deaf>,
     pub rounds: usize,
     pub round_steps: u64,
     pub rates: Rates,
@@ -89,6 +102,8 @@ impl Options {
             speeds: std::array::from_fn(|_| rng.pick(&[1, 2, 4, 8, 8, 8])),
             fine: rng.chance(1, 2),
             first_copy: rng.chance(1, 3),
+            manual: false,
+            deaf: None,
             rounds: 4,
             round_steps: rng.pick(&[500, 1500, 4000]),
             rates: Self::draw_rates(rng),

@@ -3,7 +3,7 @@
 
 use crate::checker::Violation;
 use crate::devices::{Devices, Fate, Io, IoKind, index};
-use crate::options::SECTOR;
+use crate::options::{Deaf, SECTOR};
 use farpoint::frontend::{QueueIo, Tag, Zeroing};
 use farpoint::tracking::{Waiter, Waiters};
 use farpoint::uploader::{ImageNo, Message};
@@ -47,11 +47,12 @@ pub struct Side {
     pub ring_drain: bool,
     pub ring_queues: Vec<bool>,
     pub violation: Option<Violation>,
+    pub deaf: Option<Deaf>,
 }
 
 impl Side {
     pub fn ring(&mut self, waiters: Waiters) {
-        if waiters.none() {
+        if waiters.none() || self.deaf == Some(Deaf::Claim) {
             return;
         }
         self.ring_drain |= waiters.contains(Waiter::DRAIN);
@@ -158,7 +159,9 @@ impl QueueIo for Gate<'_> {
     }
 
     fn tell_drain(&mut self, message: Message) {
-        self.side.tell_drain(message);
+        if message != Message::Look || self.side.deaf != Some(Deaf::Finish) {
+            self.side.tell_drain(message);
+        }
     }
 
     fn wake(&mut self, waiters: Waiters) {

@@ -243,7 +243,10 @@ impl World {
             let devices = &mut self.volumes[volume].side.devices;
             devices.unreadable.fill(false);
             devices.secondary.lose = false;
-            self.command(Command::Pause(volume, false));
+            // Only where it is needed: whoever is told anything wakes up, and a lost wake-up would not be noticed.
+            if self.volumes[volume].paused {
+                self.command(Command::Pause(volume, false));
+            }
         }
     }
 }

@@ -54,6 +54,7 @@ pub struct Volume {
     pub drain: Drain,
     pub driver: Driver,
     pub side: Side,
+    pub paused: bool,
     /// Doorbells of queues that were rung and are not heard yet.
     rung: Vec<bool>,
 }
@@ -139,7 +140,9 @@ impl Volume {
                 ring_drain: true,
                 ring_queues: vec![false; options.queues],
                 violation: None,
+                deaf: options.deaf,
             },
+            paused: false,
             rung: vec![false; options.queues],
             tracking,
             send_first,

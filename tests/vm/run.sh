@@ -61,7 +61,9 @@ clean-stop       short 150
 kill-idle        smoke 150
 kill-writing     short 240
 dependent-writes smoke 900
-open             short 300
+own-device       short 120
+limits           short 150
+opening          short 300
 low-memory       long  600
 '
 

@@ -1,0 +1,276 @@
+#!/usr/bin/python3
+"""The measuring half of scripts/bench, as root on a kernel with ublk: makes the devices, runs the profiles, writes samples.
+
+Every sample is one JSON object on a line of the file --out, so that what was measured survives an end half-way. The systems
+take turns within a round, in an order that moves on from round to round, so that a drift of the machine meets all of them.
+bench-report.py reads the file.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from bench_host import Client, Cycles, Daemon, Rublk, cpu_seconds, make_ram_disks, machine, process_cpu_seconds, run  # noqa: E402
+
+TICK = 0.2
+PRIMARY, SECONDARY = "/dev/ram0", "/dev/ram1"
+VOLUME = "bench"
+HOLD_SIZES = {"1 GiB": 1 << 30, "1 TiB": 1 << 40, "64 TiB": 1 << 46}
+
+
+class Bench:
+    """What all parts share: the options, the daemon, and the file of samples."""
+
+    def __init__(self, options):
+        self.options = options
+        self.work = tempfile.mkdtemp(prefix="farpoint-bench.")
+        self.out = open(options.out, "w", encoding="ascii")
+        self.daemon = Daemon(options.farpoint, self.work)
+        self.client = self.daemon.client()
+        self.rublk = None
+        self.began = time.monotonic()
+
+    def sample(self, kind, **values):
+        self.out.write(json.dumps({"kind": kind, **values}) + "\n")
+        self.out.flush()
+
+    def say(self, text):
+        print(f"bench: {time.monotonic() - self.began:5.0f} s  {text}", file=sys.stderr, flush=True)
+
+    def close(self):
+        if self.rublk:
+            self.rublk.remove()
+        self.daemon.stop()
+        self.out.close()
+        run("rm", "--recursive", "--force", self.work)
+
+
+def job_file(bench, profile):
+    """The profile with this run's times in place of its own."""
+    with open(os.path.join(bench.options.profile_dir, profile + ".fio"), encoding="ascii") as file:
+        lines = file.read().splitlines()
+    times = {"ramp_time": bench.options.ramp, "runtime": bench.options.seconds}
+    lines = [f"{key}={times[key]}" if (key := line.partition("=")[0]) in times else line for line in lines]
+    path = os.path.join(bench.work, profile + ".fio")
+    with open(path, "w", encoding="ascii") as file:
+        file.write("\n".join(lines) + "\n")
+    return path
+
+
+def watch(process, pids):
+    """Notes the time, the system's and the servers' CPU time until the process ends."""
+    notes = []
+    while process.poll() is None:
+        notes.append((time.time(), cpu_seconds(), [process_cpu_seconds(pid) for pid in pids]))
+        try:
+            process.wait(TICK)
+        except subprocess.TimeoutExpired:
+            pass
+    return notes
+
+
+def cpu_within(notes, start, end):
+    """Rates of CPU time, the system's and the servers', over the notes inside the measured time."""
+    inside = [note for note in notes if start <= note[0] <= end]
+    if len(inside) < 2:
+        return None, None
+    first, last = inside[0], inside[-1]
+    elapsed = last[0] - first[0]
+    servers = sum(b - a for a, b in zip(first[2], last[2]))
+    return (last[1] - first[1]) / elapsed, servers / elapsed
+
+
+def run_fio(bench, profile, device, pids):
+    """One run of one profile: its figures, with the CPU time of the time that fio measured and nothing else."""
+    result = os.path.join(bench.work, "fio.json")
+    command = ["fio", "--output-format=json", f"--output={result}", "--eta=never", job_file(bench, profile)]
+    process = subprocess.Popen(command, env={**os.environ, "DEV": device}, stdout=subprocess.DEVNULL)
+    notes = watch(process, pids)
+    if process.returncode != 0:
+        raise RuntimeError(f"fio {profile} on {device} failed with status {process.returncode}")
+    with open(result, encoding="ascii") as file:
+        text = file.read()
+    job = json.loads(text[text.index("{"):])["jobs"][0]
+    if job["error"]:
+        raise RuntimeError(f"fio {profile} on {device}: error {job['error']}")
+    side = job["read"] if job["read"]["total_ios"] else job["write"]
+    # fio ends as soon as its time is over, and looks at its processes ten times a second.
+    end = notes[-1][0] - 0.2
+    system, servers = cpu_within(notes, end - bench.options.seconds, end)
+    iops = side["iops"]
+    percentile = side["lat_ns"]["percentile"]
+    return {
+        "iops": iops,
+        "mib_s": side["bw_bytes"] / 1048576,
+        "lat_us_p50": percentile["50.000000"] / 1000,
+        "lat_us_p99": percentile["99.000000"] / 1000,
+        "cpu_us_per_io": None if system is None else system / iops * 1e6,
+        "server_cpu_us_per_io": None if servers is None else servers / iops * 1e6,
+    }
+
+
+def prepare(bench, system):
+    """Brings the volume into the state that a system stands for; returns the device, the servers and what ends it."""
+    client, daemon = bench.client, bench.daemon
+    if system == "raw":
+        return PRIMARY, [], lambda: {}
+    if system == "rublk":
+        return bench.rublk.device, bench.rublk.pids(), lambda: {}
+    if system == "tracking":
+        return bench.device, [daemon.pid], lambda: {}
+    client.call("resume", volumes=[VOLUME])
+    client.call("wait", volumes=[VOLUME], until="in-sync", timeout_ms=120000)
+    before = client.volume(VOLUME)["counters"]
+    cycles = Cycles(daemon, VOLUME) if system == "increments" else None
+
+    def end():
+        after = client.volume(VOLUME)["counters"]
+        extra = {"drained_mib": (after["drained_bytes"] - before["drained_bytes"]) / 1048576}
+        if cycles:
+            extra.update(increments=cycles.end(), hold_us=cycles.holds, collisions=after["collisions"] - before["collisions"])
+        client.call("pause", volumes=[VOLUME])
+        return extra
+
+    return bench.device, [daemon.pid], end
+
+
+def measure_io(bench):
+    options = bench.options
+    make_devices(bench)
+    for number in range(options.rounds):
+        for profile in options.profiles:
+            turn = number % len(options.systems)
+            for system in options.systems[turn:] + options.systems[:turn]:
+                device, pids, end = prepare(bench, system)
+                figures = run_fio(bench, profile, device, pids)
+                figures.update(end())
+                bench.sample("io", round=number, system=system, profile=profile, **figures)
+                bench.say(f"round {number + 1} of {options.rounds}  {profile:24} {system:10} {figures['iops']:9.0f} IOPS")
+    bench.client.call("down", volume=VOLUME)
+    bench.client.call("delete", volume=VOLUME)
+
+
+def make_devices(bench):
+    queues = bench.options.queues
+    run("fio", "--name=fill", f"--filename={PRIMARY}", "--rw=write", "--bs=1M", "--direct=1", "--refill_buffers=1",
+        "--output=/dev/null", f"--size={bench.options.mib}M")
+    bench.device = bench.daemon.volume(VOLUME, PRIMARY, SECONDARY, queues)
+    # farpoint first: it wants its primary to itself, rublk does not mind.
+    if "rublk" in bench.options.systems:
+        bench.rublk = Rublk(bench.options.rublk, PRIMARY, queues)
+    bench.client.call("pause", volumes=[VOLUME])
+
+
+def measure_hold(bench):
+    """Cuts of sparse volumes of very different sizes, in turn, each while the host writes all over the volume."""
+    volumes = {}
+    for name, size in HOLD_SIZES.items():
+        volume = "hold-" + name.replace(" ", "-")
+        files = [os.path.join(bench.work, f"{volume}.{part}") for part in ("primary", "secondary")]
+        for file in files:
+            with open(file, "w", encoding="ascii") as sparse:
+                sparse.truncate(size)
+        volumes[name] = volume, bench.daemon.volume(volume, *files, 1)
+        bench.client.call("pause", volumes=[volume])
+    for number in range(bench.options.rounds):
+        for name, (volume, device) in volumes.items():
+            holds = hold_of(bench, volume, device)
+            bench.sample("hold", round=number, size=name, **holds)
+            bench.say(f"hold of {name}: {holds['start_us']} us")
+    for volume, _ in volumes.values():
+        bench.client.call("down", volume=volume)
+        bench.client.call("delete", volume=volume)
+
+
+def hold_of(bench, volume, device, cuts=5):
+    """A few cuts under load: the time until start answered, and the whole hold with run sent at once."""
+    client = bench.client
+    load = subprocess.Popen(["fio", "--name=load", f"--filename={device}", "--rw=randwrite", "--bs=4k", "--iodepth=8", "--direct=1",
+                             "--ioengine=io_uring", "--norandommap=1", "--random_generator=tausworthe64", "--time_based=1",
+                             "--runtime=60", "--rate_iops=500", "--output=/dev/null"])
+    before = client.volume(volume)["counters"]["host_writes"]
+    while client.volume(volume)["counters"]["host_writes"] < before + 100 and load.poll() is None:
+        time.sleep(0.05)
+    start_us, run_us = [], []
+    for _ in range(cuts):
+        start_us.append(client.call("start", volumes=[volume])["hold_us"])
+        run_us.append(client.call("run", volumes=[volume])["hold_us"])
+        client.call("abort", volumes=[volume])
+        client.call("wait", volumes=[volume], until="normal", timeout_ms=60000)
+        time.sleep(0.05)
+    load.terminate()
+    load.wait()
+    return {"start_us": start_us, "run_us": run_us}
+
+
+def measure_drain(bench):
+    """The drain of a volume that is out of sync from end to end, against dd of the same devices in the same turn."""
+    size = bench.options.mib << 20
+    device = bench.daemon.volume("drain", PRIMARY, SECONDARY, 1)
+    for number in range(bench.options.rounds):
+        rates = {}
+        ways = [("dd", lambda: plain_copy()), ("drain", lambda: drain(bench, device))]
+        for name, way in ways if number % 2 == 0 else reversed(ways):
+            rates[name] = size / 1048576 / way()
+        bench.sample("drain", round=number, **rates)
+        bench.say(f"drain {rates['drain']:.0f} MiB/s, dd {rates['dd']:.0f} MiB/s")
+    bench.client.call("down", volume="drain")
+    bench.client.call("delete", volume="drain")
+
+
+def plain_copy():
+    began = time.monotonic()
+    run("dd", f"if={PRIMARY}", f"of={SECONDARY}", "bs=1M", "iflag=direct", "oflag=direct", "conv=fsync", "status=none")
+    return time.monotonic() - began
+
+
+def drain(bench, device):
+    client = bench.client
+    client.call("pause", volumes=["drain"])
+    # What is there already, written again: every track is marked and none is zeroes.
+    run("dd", f"if={PRIMARY}", f"of={device}", "bs=1M", "oflag=direct", "status=none")
+    began = time.monotonic()
+    client.call("resume", volumes=["drain"])
+    client.call("wait", volumes=["drain"], until="in-sync", timeout_ms=300000)
+    return time.monotonic() - began
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("--farpoint", "--rublk", "--profile-dir", "--out"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--ramp", type=int, default=1)
+    parser.add_argument("--queues", type=int, default=1)
+    parser.add_argument("--mib", type=int, default=256)
+    for name in ("--systems", "--profiles", "--parts"):
+        parser.add_argument(name, type=lambda text: text.split(","), required=True)
+    return parser.parse_args()
+
+
+def main():
+    options = parse()
+    make_ram_disks(2, options.mib)
+    bench = Bench(options)
+    parts = {"io": measure_io, "hold": measure_hold, "drain": measure_drain}
+    try:
+        bench.sample("machine", **machine(bench))
+        for part in options.parts:
+            parts[part](bench)
+        with open("/proc/loadavg", encoding="ascii") as file:
+            bench.sample("end", seconds=time.monotonic() - bench.began, load=file.read().split()[:3])
+    except Exception:
+        bench.daemon.show_log()
+        raise
+    finally:
+        bench.close()
+
+
+if __name__ == "__main__":
+    main()

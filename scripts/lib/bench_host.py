@@ -1,0 +1,195 @@
+"""What bench-run.py measures with: the daemon and its control socket, rublk, the ram disks, and the kernel's clocks."""
+
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import threading
+import time
+
+HZ = os.sysconf("SC_CLK_TCK")
+DEPTH = 128
+
+
+def run(*command):
+    """Runs a program to its end and returns what it printed."""
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def read(path):
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def cpu_seconds():
+    """CPU time of all processors that was not idle: user, nice, system, irq, softirq, steal."""
+    fields = [int(field) for field in read("/proc/stat").split("\n", 1)[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / HZ
+
+
+def process_cpu_seconds(pid):
+    """CPU time of a process and its threads, the kernel's for it included."""
+    fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / HZ
+
+
+def make_ram_disks(count, mib):
+    """Fresh ram disks: what is in old ones is the reader's own business, so they are not touched."""
+    if os.path.exists("/sys/module/brd"):
+        raise SystemExit("bench: the ram disks of this machine are in use (module brd is loaded): remove them, or use --vm")
+    run("modprobe", "brd", f"rd_nr={count}", f"rd_size={mib * 1024}")
+
+
+class Client:
+    """A connection to the daemon: JSON-RPC, one object per line. A program per command would cost more than what is measured."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self.file = self.socket.makefile("r", encoding="utf-8")
+        self.number = 0
+
+    def call(self, method, **params):
+        self.number += 1
+        request = {"jsonrpc": "2.0", "id": self.number, "method": method, "params": params}
+        self.socket.sendall(json.dumps(request).encode() + b"\n")
+        answer = json.loads(self.file.readline())
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']['message']}")
+        return answer["result"]
+
+    def volume(self, name):
+        return self.call("status", volumes=[name])["volumes"][0]
+
+
+class Daemon:
+    """A farpoint daemon with places of its own."""
+
+    def __init__(self, program, work):
+        self.program, self.log_path = program, os.path.join(work, "daemon.log")
+        # The daemon believes only a configuration that nobody but root can have written.
+        self.run_dir = run("mktemp", "--directory", "/run/farpoint-bench.XXXXXX").strip()
+        self.config_dir = os.path.join(self.run_dir, "etc")
+        os.mkdir(self.config_dir)
+        with open(os.path.join(self.config_dir, "farpoint.toml"), "w", encoding="ascii") as file:
+            file.write(f'run_dir = "{self.run_dir}"\nstate_dir = "{self.run_dir}/state"\n')
+        os.mkdir(os.path.join(self.run_dir, "state"), 0o700)
+        with open(self.log_path, "w", encoding="ascii") as log:
+            self.process = subprocess.Popen([program, "--config-dir", self.config_dir, "daemon"], stdout=log, stderr=log)
+        self.pid = self.process.pid
+        self.socket_path = os.path.join(self.run_dir, "control.sock")
+        self.await_socket()
+
+    def await_socket(self):
+        for _ in range(200):
+            if os.path.exists(self.socket_path):
+                return
+            time.sleep(0.05)
+        self.show_log()
+        raise SystemExit("bench: the daemon did not start")
+
+    def client(self):
+        return Client(self.socket_path)
+
+    def volume(self, name, primary, secondary, queues):
+        """Makes a volume and its device."""
+        common = [self.program, "--config-dir", self.config_dir, "--socket", self.socket_path]
+        run(*common, "create", name, f"--primary={primary}", f"--secondary={secondary}", f"--queues={queues}",
+            f"--depth={DEPTH}", "--yes", "--force")
+        return run(*common, "up", name).strip()
+
+    def show_log(self):
+        print(read(self.log_path)[-3000:])
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+        run("rm", "--recursive", "--force", self.run_dir)
+
+
+class Rublk:
+    """rublk's loop target over the same primary, with as many queues of the same depth."""
+
+    def __init__(self, program, primary, queues):
+        self.program = program
+        there = set(ublk_devices())
+        run(program, "add", "loop", "--queue", str(queues), "--depth", str(DEPTH), "--quiet", "--file", primary)
+        self.device = next(iter(set(ublk_devices()) - there))
+
+    def pids(self):
+        return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and comm(pid).startswith("rublk")]
+
+    def remove(self):
+        run(self.program, "del", "--number", re.search(r"\d+$", self.device).group())
+
+
+def comm(pid):
+    try:
+        return read(f"/proc/{pid}/comm").strip()
+    except OSError:
+        return ""
+
+
+def ublk_devices():
+    return ["/dev/" + name for name in os.listdir("/sys/block") if name.startswith("ublkb")]
+
+
+class Cycles:
+    """Increments back to back, on a connection of their own."""
+
+    def __init__(self, daemon, volume):
+        self.client, self.names, self.holds, self.ended = daemon.client(), {"volumes": [volume]}, [], False
+        self.done = 0
+        self.thread = threading.Thread(target=self.work)
+        self.thread.start()
+
+    def work(self):
+        while not self.ended:
+            self.client.call("start", **self.names)
+            self.holds.append(self.client.call("run", **self.names)["hold_us"])
+            while not self.drained():
+                if self.ended:
+                    self.client.call("abort", **self.names)
+                    self.client.call("wait", **self.names, until="normal", timeout_ms=60000)
+                    return
+            self.client.call("increment-complete", **self.names)
+            self.done += 1
+
+    def drained(self):
+        try:
+            self.client.call("wait", **self.names, until="drained", timeout_ms=200)
+            return True
+        except RuntimeError as error:
+            if self.client.volume(self.names["volumes"][0])["state"] != "increment-in-progress":
+                raise RuntimeError(f"an increment was given up: {error}") from error
+            return False
+
+    def end(self):
+        """Stops after what is under way; returns how many increments were completed."""
+        self.ended = True
+        self.thread.join()
+        return self.done
+
+
+def machine(bench):
+    """What a reader has to know of the machine to judge the figures."""
+    cpu = re.search(r"model name\s*: (.*)", read("/proc/cpuinfo"))
+    options = bench.options
+    return {
+        "kernel": platform.release(),
+        "processors": os.cpu_count(),
+        "cpu": cpu.group(1) if cpu else platform.machine(),
+        "memory_mib": int(re.search(r"MemTotal:\s*(\d+)", read("/proc/meminfo")).group(1)) // 1024,
+        "farpoint": run(options.farpoint, "--version").strip(),
+        "rublk": run(options.rublk, "--version").strip(),
+        "fio": run("fio", "--version").strip(),
+        "ublk_features": bench.client.call("status")["kernel"]["ublk_features"],
+        "ram_disk_mib": options.mib,
+        "queues": options.queues,
+        "depth": DEPTH,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "ramp": options.ramp,
+    }

@@ -1,0 +1,51 @@
+#!/bin/bash
+# down while somebody uses the device is refused and names the user: a mount, a process, a device built upon it. --force takes
+# it away all the same, and no process hangs.
+
+set -euo pipefail
+# shellcheck source=tests/vm/lib.sh
+. "${BASH_SOURCE[0]%/*}/lib.sh"
+
+start_daemon
+make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)"
+mkfs.ext4 -q "$dev"
+in_sync vol0
+
+mount_at "$dev" "$work/mnt"
+refused "down while it is mounted" 8 "*mounted on $work/mnt*--force*" fp down vol0
+expect "state" normal "$(field vol0 .state)"
+echo content >"$work/mnt/file"
+unmount "$work/mnt"
+
+sleep 600 <"$dev" &
+jobs+=($!)
+refused "down while it is open" 8 "*process $! (sleep)*" fp down vol0
+kill "$!"
+wait "$!" 2>/dev/null || true
+
+map upon "0 8192 linear $dev 0"
+refused "down while something is built on it" 8 "*used by /dev/dm-*" fp down vol0
+dmsetup remove --noudevrules --noudevsync upon
+
+say "refused too while it is part of another volume"
+make_volume vol1 "$dev" "$(sparse second-secondary 64M)" || say "a volume upon a volume: refused"
+if [[ $(fp status vol1 2>/dev/null) == *state:normal* ]]; then fail "the daemon opened its own device"; fi
+fp delete vol1 2>/dev/null || true
+dev=$(device_of vol0)
+
+say "--force under a mounted file system at work"
+mount_at "$dev" "$work/mnt"
+background "$device" churn "$work/mnt" --operations 100000 --threads 2
+churn=$job
+sleep 2
+fp down vol0 --force
+[[ ! -e $dev ]] || fail "$dev is still there after down --force"
+wait_for "the churn to end" gone "$churn"
+unmount "$work/mnt"
+bring_up vol0
+in_sync vol0
+expect "fsck" 0 "$(e2fsck -f -p "$dev" >"$work/fsck" 2>&1; status=$?; echo $((status & ~1)))"
+in_sync vol0
+fp down vol0
+equal "$work/primary" "$work/secondary"
+stop_daemon

@@ -1,0 +1,50 @@
+#!/bin/bash
+# SIGTERM takes the volumes down cleanly: a volume that was in sync copies nothing when it comes up again, one that was not
+# copies exactly what it had left, and an increment under way is given up without loss (P1, P7).
+
+set -euo pipefail
+# shellcheck source=tests/vm/lib.sh
+. "${BASH_SOURCE[0]%/*}/lib.sh"
+
+start_daemon
+make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)"
+first=$dev
+make_volume vol1 "$(sparse primary1 64M)" "$(sparse secondary1 64M)"
+dd if=/dev/urandom of="$first" bs=64K count=50 oflag=direct conv=notrunc status=none
+in_sync vol0 vol1
+fp pause vol1
+dd if=/dev/urandom of="$dev" bs=64K count=33 seek=100 oflag=direct conv=notrunc status=none
+fp start vol0
+stop_daemon
+[[ ! -e $first && ! -e $dev ]] || fail "a device is still there after SIGTERM"
+
+start_daemon
+for each in vol0 vol1; do
+    expect "$each needs a full copy" false "$(field "$each" .full_copy_needed)"
+    expect "$each is down" down "$(field "$each" .state)"
+done
+expect "tracks that vol1 has left" 33 "$(field vol1 .out_of_sync_tracks)"
+bring_up vol0
+in_sync vol0
+expect "bytes sent by vol0" 0 "$(field vol0 .counters.drained_bytes)"
+equal "$work/primary" "$work/secondary"
+bring_up vol1
+in_sync vol1
+expect "tracks sent by vol1" 33 "$(field vol1 .counters.drained_tracks)"
+equal "$work/primary1" "$work/secondary1"
+
+say "SIGTERM while a host writes"
+dev=$(device_of vol0)
+writers_on "$dev" --errors-allowed --writers 4
+sleep 2
+touch "$work/enough"
+finish "$writers" "the writers"
+stop_daemon
+start_daemon
+bring_up vol0
+in_sync vol0
+expect "full copy needed" false "$(field vol0 .full_copy_needed)"
+at_most "tracks sent" 1023 "$(field vol0 .counters.drained_tracks)"
+fp down vol0
+equal "$work/primary" "$work/secondary"
+stop_daemon

@@ -1,0 +1,13 @@
+#!/bin/bash
+# ext4 on the device, at work while points are formed (P1, P2, P3, P6); see lib-file-system.sh.
+
+set -euo pipefail
+# shellcheck source=tests/vm/lib-file-system.sh
+. "${BASH_SOURCE[0]%/*}/lib-file-system.sh"
+
+make_it() { mkfs.ext4 -q "$1"; }
+check_it() { e2fsck -f -n "$1" >"$work/fsck" 2>&1 || { cat "$work/fsck" && return 1; }; }
+# shellcheck disable=SC2034 # For lib-file-system.sh.
+copy_options=()
+
+file_system 192M
