@@ -267,18 +267,18 @@ impl fmt::Debug for Buffer {
 }
 
 /// As the real one, of loom's atomics, in ordinary memory: small, for exploring interleavings.
-#[cfg(loom)]
+#[cfg(farpoint_loom)]
 #[derive(Debug)]
 pub struct Words(Box<[loom::sync::atomic::AtomicU64]>);
 
-#[cfg(loom)]
+#[cfg(farpoint_loom)]
 impl Words {
     pub fn new(words: usize) -> Result<Self, MemoryError> {
         Ok(Self((0..words).map(|_| loom::sync::atomic::AtomicU64::new(0)).collect()))
     }
 }
 
-#[cfg(loom)]
+#[cfg(farpoint_loom)]
 impl Deref for Words {
     type Target = [loom::sync::atomic::AtomicU64];
 
@@ -289,13 +289,13 @@ impl Deref for Words {
 
 /// A fixed array of zeroed words for a bitmap. Costs memory only where it was touched (beyond
 /// [`WORDS_POPULATED_BYTES_MAX`]), and what was touched is never paged out.
-#[cfg(not(loom))]
+#[cfg(not(farpoint_loom))]
 pub struct Words {
     mapping: Mapping,
     words: usize,
 }
 
-#[cfg(not(loom))]
+#[cfg(not(farpoint_loom))]
 impl Words {
     /// `words` zeroed words; zero words is a valid, empty array.
     pub fn new(words: usize) -> Result<Self, MemoryError> {
@@ -316,7 +316,7 @@ impl Words {
     }
 }
 
-#[cfg(not(loom))]
+#[cfg(not(farpoint_loom))]
 impl Deref for Words {
     type Target = [AtomicU64];
 
@@ -328,7 +328,7 @@ impl Deref for Words {
     }
 }
 
-#[cfg(not(loom))]
+#[cfg(not(farpoint_loom))]
 impl fmt::Debug for Words {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Words").field("words", &self.words).finish_non_exhaustive()

@@ -177,7 +177,7 @@ fn index(word: u64) -> usize {
     word as usize
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(farpoint_loom)))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -1,8 +1,8 @@
 //! The atomics of tracking: the processor's, or loom's when it explores every interleaving of them.
 
-#[cfg(loom)]
+#[cfg(farpoint_loom)]
 pub(super) use loom::sync::atomic::{AtomicU32, AtomicU64};
-#[cfg(not(loom))]
+#[cfg(not(farpoint_loom))]
 pub(super) use std::sync::atomic::{AtomicU32, AtomicU64};
 
 pub(super) use std::sync::atomic::Ordering::SeqCst;

@@ -13,8 +13,10 @@ pub enum Message {
         track: TrackNo,
         cut: u64,
     },
-    /// A colliding write could not read its track; the image's memory is free already.
-    ImageLost,
+    /// A write that collided with this cut could not read its track; the image's memory is free already.
+    ImageLost {
+        cut: u64,
+    },
     /// A colliding write waits until the track has been sent.
     Want(TrackNo),
     /// Something changed that the drain sees for itself: a cut, its end, an earlier write that finished, a mark.

@@ -282,10 +282,13 @@ impl Drain {
     }
 
     /// A colliding write could not read the old content; the track is marked again.
-    pub fn image_lost(&mut self, tracking: &Tracking) {
+    pub fn image_lost(&mut self, tracking: &Tracking, cut: u64) {
         self.totals.primary_errors += 1;
         tracking.owner_handed_over();
-        self.doom(AbortReason::ImageLost);
+        // Of an increment that is over, it says nothing of the next.
+        if self.cut.is_some_and(|known| known.number == cut) {
+            self.doom(AbortReason::ImageLost);
+        }
     }
 
     /// A colliding write waits until the track has been sent.

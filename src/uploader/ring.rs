@@ -167,7 +167,7 @@ impl Uploader {
         for message in self.messages.drain(..) {
             match message {
                 Message::Image { image, track, cut } => drain.add_image(tracking, image, track, cut),
-                Message::ImageLost => drain.image_lost(tracking),
+                Message::ImageLost { cut } => drain.image_lost(tracking, cut),
                 Message::Want(track) => drain.want(track, now),
                 Message::Look => {}
                 Message::Pause(paused) => {

@@ -303,14 +303,14 @@ impl Handler for Host {
     fn image_read(&mut self, tag: Tag, image: ImageNo, offset: u64, ok: bool, io: &mut impl QueueIo) {
         let tracks = self.tracking.geometry().touched(offset, 1);
         // The drain is told before the claim goes, or it could find neither mark nor image.
+        let cut = self.slots[usize::from(tag)].cut;
         if ok {
-            let cut = self.slots[usize::from(tag)].cut;
             io.tell_drain(Message::Image { image, track: tracks.start, cut });
             self.tracking.image_read(tracks);
         } else {
             io.free_image(image);
             self.tracking.image_lost(tracks);
-            io.tell_drain(Message::ImageLost);
+            io.tell_drain(Message::ImageLost { cut });
         }
         io.wake(self.tracking.claims().take_waiters());
         let slot = &mut self.slots[usize::from(tag)];

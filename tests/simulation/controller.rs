@@ -186,7 +186,6 @@ impl World {
             }
             Command::Pause(volume, paused) => {
                 self.note(Note::Drain(volume, Message::Pause(paused)));
-                self.volumes[volume].paused = paused;
                 self.volumes[volume].side.tell_drain(Message::Pause(paused));
                 self.collect(volume);
             }

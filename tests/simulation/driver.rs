@@ -157,7 +157,7 @@ impl World {
             let volume = &mut self.volumes[index];
             match message {
                 Message::Image { image, track, cut } => volume.drain.add_image(&volume.tracking, image, track, cut),
-                Message::ImageLost => volume.drain.image_lost(&volume.tracking),
+                Message::ImageLost { cut } => volume.drain.image_lost(&volume.tracking, cut),
                 Message::Want(track) => volume.drain.want(track, now_ms),
                 Message::Look | Message::Stop => {}
                 Message::Pause(paused) => volume.drain.pause(paused),

@@ -188,6 +188,7 @@ impl World {
         let volume = self.rng.below(self.volumes.len());
         if self.rng.chance(1, 2) {
             let paused = self.rng.chance(1, 2);
+            self.volumes[volume].paused = paused;
             return self.command(Command::Pause(volume, paused));
         }
         let policy = Options::draw_policy(&mut self.rng);
@@ -244,7 +245,7 @@ impl World {
             devices.unreadable.fill(false);
             devices.secondary.lose = false;
             // Only where it is needed: whoever is told anything wakes up, and a lost wake-up would not be noticed.
-            if self.volumes[volume].paused {
+            if std::mem::take(&mut self.volumes[volume].paused) {
                 self.command(Command::Pause(volume, false));
             }
         }

@@ -54,6 +54,7 @@ pub struct Volume {
     pub drain: Drain,
     pub driver: Driver,
     pub side: Side,
+    /// It was paused, or will be when the controller comes to it.
     pub paused: bool,
     /// Doorbells of queues that were rung and are not heard yet.
     rung: Vec<bool>,

@@ -30,7 +30,7 @@ dmsetup remove --noudevrules --noudevsync upon
 say "refused too while it is part of another volume"
 make_volume vol1 "$dev" "$(sparse second-secondary 64M)" || say "a volume upon a volume: refused"
 if [[ $(fp status vol1 2>/dev/null) == *state:normal* ]]; then fail "the daemon opened its own device"; fi
-fp delete vol1 2>/dev/null || true
+fp delete vol1 --yes 2>/dev/null || true
 dev=$(device_of vol0)
 
 say "--force under a mounted file system at work"

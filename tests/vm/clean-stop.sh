@@ -10,6 +10,7 @@ start_daemon
 make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)"
 first=$dev
 make_volume vol1 "$(sparse primary1 64M)" "$(sparse secondary1 64M)"
+fp set vol0 --run-timer-ms 20000
 dd if=/dev/urandom of="$first" bs=64K count=50 oflag=direct conv=notrunc status=none
 in_sync vol0 vol1
 fp pause vol1

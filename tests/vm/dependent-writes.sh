@@ -21,7 +21,7 @@ ram_disk 1 16 secondary
 make_volume one "$primary" "$node" --image-pool 1MiB
 first=$dev
 make_volume two "$(sparse two 8M)" "$(sparse two-secondary 8M)" --track-size 16KiB --image-pool 256KiB --queues 2
-fp set one two --run-timer 30000 --collision-wait 30000
+fp set one two --run-timer-ms 30000 --collision-wait-ms 30000
 in_sync one two
 "$device" increments --socket "$work/run/control.sock" --count "$count" --collisions-min "$collisions" \
     --volume "one,$first,$primary,/dev/mapper/secondary" --volume "two,$dev,$work/two,$work/two-secondary" |

@@ -12,7 +12,7 @@ mib=$((1 << 20))
 zero() { cmp --bytes="$2" --ignore-initial="$1:0" "$dev" /dev/zero || fail "not zero: $2 bytes at $1"; }
 
 # fill: every byte of the device is something.
-fill() { tr '\0' 'x' </dev/zero | dd of="$dev" bs=1M count=32 oflag=direct iflag=fullblock conv=notrunc status=none; }
+fill() { filled x $((32 * mib)) | dd of="$dev" bs=1M oflag=direct iflag=fullblock conv=notrunc status=none; }
 
 # rounds NAME SECONDARY
 rounds() {
@@ -42,6 +42,7 @@ rounds() {
 # in_increment NAME SECONDARY: everything is discarded after the cut, with not one track of it sent.
 in_increment() {
     local name=$1 secondary=$2
+    fp set "$name" --run-timer-ms 20000
     fp pause "$name"
     fill
     fp start "$name"
@@ -50,7 +51,7 @@ in_increment() {
     zero 0 $((32 * mib))
     fp resume "$name"
     fp wait "$name" --until drained --timeout "$patience"
-    tr '\0' 'x' </dev/zero | cmp --bytes=$((32 * mib)) - "$secondary" || fail "the point lacks what the discard removed"
+    filled x $((32 * mib)) | cmp --bytes=$((32 * mib)) - "$secondary" || fail "the point lacks what the discard removed"
     at_least "images kept" 512 "$(field "$name" .counters.collisions_kept)"
     fp increment-complete "$name"
     in_sync "$name"

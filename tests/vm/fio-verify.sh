@@ -25,7 +25,7 @@ fio "${common[@]}" \
     --name=depth128 --offset=96M --rw=randwrite --bssplit=$mix --blockalign=512 --iodepth=128 \
     --name=odd --offset=144M --rw=randwrite --bsrange=512-100k --blockalign=512 --iodepth=32 \
     --name=sequential --offset=192M --rw=write --bs=512k --iodepth=4 \
-    --name=buffered --offset=240M --rw=randwrite --direct=0 --bsrange=1-70000 --bs_unaligned=1 --ioengine=psync \
+    --name=buffered --offset=240M --rw=randwrite --direct=0 --bsrange=300-70000 --bs_unaligned=1 --ioengine=psync \
     --size=2M --end_fsync=1 >"$work/fio" || fail "fio: $(tail -n 20 "$work/fio")"
 say "verified"
 # Writes that overlap in flight: nobody knows what the primary holds, but the secondary must hold the same.

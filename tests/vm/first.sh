@@ -9,6 +9,7 @@ start_daemon
 fp create vol0 --primary "$(sparse primary 64M)" --secondary "$(sparse secondary 64M)"
 expect "a new volume must be copied once" true "$(field vol0 .full_copy_needed)"
 bring_up vol0
+fp set vol0 --run-timer-ms 20000
 expect "size of the device in sectors" 131072 "$(sectors_of "$dev")"
 in_sync vol0
 dd if=/dev/urandom of="$work/data" bs=64K count=64 status=none
@@ -33,6 +34,6 @@ figure hold_us "$(field vol0 .counters.hold_us_max)"
 fp down vol0
 [[ ! -e $dev ]] || fail "$dev is still there after down"
 equal "$work/primary" "$work/secondary"
-fp delete vol0
+fp delete vol0 --yes
 expect "volumes left" "no volumes" "$(fp status)"
 stop_daemon

@@ -17,7 +17,7 @@ round() {
     writers_on "$dev" --writers 4 --largest 131072 --hot $((64 << 20)) --pause-ms 0 --errors-allowed --verify --seconds 30
     wait_for "errors of the host" has_errors "$name"
     say "an increment meanwhile"
-    fp start "$name" --run-timer 20000
+    fp start "$name" --run-timer-ms 20000
     fp run "$name"
     fp wait "$name" --until drained --timeout "$patience"
     fp increment-complete "$name"

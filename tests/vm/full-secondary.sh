@@ -13,12 +13,12 @@ mount_at "$node" "$work/small"
 fallocate --length 24M "$work/small/filler"
 truncate --size=64M "$work/small/secondary"
 make_volume vol0 "$(sparse primary 64M)" "$work/small/secondary"
-fp set vol0 --run-timer 10000 --collision-wait 2000
+fp set vol0 --run-timer-ms 10000 --collision-wait-ms 2000
 in_sync vol0
 writers_on "$dev" --writers 4 --largest 131072 --hot $((40 << 20)) --pause-ms 1
 wait_for "the link to be failing" in_state vol0 .link failing
 say "the increment timer ends an increment that cannot be drained"
-fp set vol0 --increment-timer 4000
+fp set vol0 --increment-timer-ms 4000
 fp start vol0
 fp run vol0
 fp wait vol0 --until normal --timeout "$patience"

@@ -33,7 +33,7 @@ start_daemon
 ram_disk 0 64 secondary
 # 32 images only: they do not last.
 make_volume vol0 "$(sparse primary 64M)" "$node" --image-pool 2MiB --queues 2
-fp set vol0 --run-timer "$run_timer_ms" --collision-wait "$collision_wait_ms"
+fp set vol0 --run-timer-ms "$run_timer_ms" --collision-wait-ms "$collision_wait_ms"
 in_sync vol0
 
 say "in normal mode"

@@ -8,6 +8,7 @@ set -euo pipefail
 
 start_daemon
 make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)"
+fp set vol0 --run-timer-ms 20000
 dd if=/dev/urandom of="$dev" bs=64K count=50 oflag=direct conv=notrunc status=none
 in_sync vol0
 for each in 1 2; do

@@ -39,7 +39,7 @@ begin_drain() {
 
 start_daemon
 make_volume vol0 "$(sparse primary 32M)" "$(sparse secondary 32M)" --image-pool 4MiB --queues 2
-fp set vol0 --run-timer 10000 --collision-wait 5000
+fp set vol0 --run-timer-ms 10000 --collision-wait-ms 5000
 in_sync vol0
 under_load normal true
 under_load in-a-hold begin_hold

@@ -17,7 +17,7 @@ file_system() {
     local live_mount=$work/live
     start_daemon
     make_volume vol0 "$(sparse primary "$size")" "$(sparse secondary "$size")" --queues 2
-    fp set vol0 --run-timer 20000 --collision-wait 20000
+    fp set vol0 --run-timer-ms 20000 --collision-wait-ms 20000
     make_it "$dev"
     mount_at "$dev" "$live_mount"
     say "copying a tree"

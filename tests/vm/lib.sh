@@ -164,6 +164,9 @@ bring_up() {
     [[ -b $dev ]] || fail "up $1 made no block device: $dev"
 }
 
+# filled LETTER BYTES: so many of it.
+filled() { head --bytes="$2" /dev/zero | tr '\0' "$1"; }
+
 # Questions.
 
 # field VOLUME PATH: a field of its status, for example .counters.host_writes.
@@ -263,8 +266,8 @@ leave() {
     touch "$work/enough"
     for each in "${mapped[@]}"; do dmsetup resume --noudevsync "$each" 2>/dev/null; done
     if ((status != 0 && status != 77)); then
-        [[ -z $daemon ]] || fp --timeout 5 status --verbose 2>&1 | tail -n 40
-        [[ ! -e $work/daemon.log ]] || tail -n 25 "$work/daemon.log"
+        [[ -z $daemon ]] || fp --timeout 5 status --verbose 2>&1 | grep --invert-match 'version:' | head -n 24
+        [[ ! -e $work/daemon.log ]] || tail -n 12 "$work/daemon.log"
     fi
     for each in "${jobs[@]}"; do kill -KILL "$each" 2>/dev/null; done
     for ((number = ${#mounts[@]} - 1; number >= 0; number--)); do

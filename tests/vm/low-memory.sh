@@ -15,7 +15,7 @@ available_mib() { sed -n 's/^MemAvailable:[[:space:]]*\([0-9]*\) kB/\1/p' /proc/
 start_daemon
 for each in 0 1; do dd if=/dev/zero of="/dev/ram$each" bs=1M count=128 oflag=direct status=none; done
 make_volume vol0 /dev/ram0 /dev/ram1 --force --yes --image-pool 8MiB
-fp set vol0 --run-timer 20000
+fp set vol0 --run-timer-ms 20000
 mkfs.ext4 -q "$dev"
 mount_at "$dev" "$work/mnt"
 hog=$(($(available_mib) - left_mib))

@@ -16,8 +16,10 @@ round() {
     printf 'beyond the end' >>"$secondary"
     truncate --size=%512 "$secondary"
     make_volume "$name" "$primary" "$secondary" --track-size "$3"
+    fp set "$name" --run-timer-ms 20000
     expect "size of $name in sectors" "$((bytes / 512))" "$(sectors_of "$dev")"
-    "$device" write "$dev" --seconds 2 --writers 2 --block 512 --largest 65536 --hot "$bytes" --verify
+    "$device" write "$dev" --seconds 2 --writers 2 --block 512 --largest $((bytes < 65536 ? 1024 : 65536)) --hot "$bytes" \
+        --verify
     # The very last sector.
     printf 'last' | dd of="$dev" bs=512 seek=$((bytes / 512 - 1)) conv=notrunc,sync oflag=direct status=none
     fp start "$name"

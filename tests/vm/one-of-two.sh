@@ -13,7 +13,7 @@ ram_disk 0 32 secondary
 make_volume one "$(sparse one 32M)" "$(sparse one-secondary 32M)"
 first=$dev
 make_volume two "$(sparse two 32M)" "$node" --image-pool 1MiB
-fp set one two --collision-wait 1000 --increment-timer 8000 --run-timer 5000
+fp set one two --collision-wait-ms 1000 --increment-timer-ms 8000 --run-timer-ms 5000
 in_sync one two
 
 say "no write collides: the increment timer ends it"

@@ -8,6 +8,7 @@ set -euo pipefail
 
 start_daemon
 make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)"
+fp set vol0 --run-timer-ms 20000
 in_sync vol0
 fp pause vol0
 sent=$(field vol0 .counters.drained_tracks)

@@ -178,7 +178,7 @@ verdict() {
         *)
             failed=$((failed + 1))
             echo "FAILED  $1 ($4 s) $figures"
-            tail -n 60 "$3" | sed 's/^/        /'
+            tail -n 45 "$3" | sed 's/^/        /'
             ;;
     esac
     [[ -z $keep ]] || cp "$3" "$keep/"

@@ -14,7 +14,7 @@ modprobe --quiet dm-delay || skip "this kernel has no dm-delay"
 start_daemon
 map secondary "0 65536 delay /dev/ram0 0 0 /dev/ram0 0 $delay_ms"
 make_volume vol0 "$(sparse primary 32M)" "$node" --force --yes --drain-window 4
-fp set vol0 --run-timer "$run_timer_ms" --collision-wait "$collision_wait_ms"
+fp set vol0 --run-timer-ms "$run_timer_ms" --collision-wait-ms "$collision_wait_ms"
 in_sync vol0
 writers_on "$dev" --hot $((2 << 20)) --writers 4 --pause-ms 5
 sleep 6

@@ -10,7 +10,7 @@ run_timer_ms=2500
 
 start_daemon
 make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)" --queues 2
-fp set vol0 --run-timer "$run_timer_ms"
+fp set vol0 --run-timer-ms "$run_timer_ms"
 in_sync vol0
 writers_on "$dev" --writers 6 --verify
 sleep 1
@@ -22,7 +22,7 @@ for policy in keep-before-image send-first; do
     refused "run afterwards" 4 "*" fp run vol0
 done
 # Its own timer for one start.
-fp start vol0 --run-timer 1000
+fp start vol0 --run-timer-ms 1000
 fp wait vol0 --until normal --timeout "$patience"
 at_most "longest hold in microseconds" $(((run_timer_ms + slack_ms) * 1000)) "$(field vol0 .counters.hold_us_max)"
 end_writers

@@ -15,11 +15,12 @@ unreadable() { (($(field vol0 .unreadable_tracks) > 0)); }
 only_those() { (($(field vol0 .out_of_sync_tracks) == $(field vol0 .unreadable_tracks))); }
 
 # pattern LETTER: writes it over the whole device.
-pattern() { tr '\0' "$1" </dev/zero | dd of="$dev" bs=1M count=32 iflag=fullblock oflag=direct conv=notrunc status=none; }
+pattern() { filled "$1" $((32 << 20)) | dd of="$dev" bs=1M iflag=fullblock oflag=direct conv=notrunc status=none; }
 
 start_daemon
 ram_disk 0 32 primary
 make_volume vol0 "$node" "$(sparse secondary 32M)"
+fp set vol0 --run-timer-ms 20000
 pattern o
 in_sync vol0
 fp pause vol0

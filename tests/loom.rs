@@ -1,0 +1,4 @@
+#![cfg(farpoint_loom)]
+//! x
+#[test]
+fn t() { loom::model(|| { let _ = farpoint::tracking::Epoch::new(); }); }
