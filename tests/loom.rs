@@ -1,4 +1,8 @@
 #![cfg(farpoint_loom)]
 //! x
 #[test]
-fn t() { loom::model(|| { let _ = farpoint::tracking::Epoch::new(); }); }
+fn t() {
+    loom::model(|| {
+        let _ = farpoint::tracking::Epoch::new();
+    });
+}

@@ -115,6 +115,7 @@ mod tests {
             full_copy_needed: false,
             increment: None,
             drained: false,
+            in_sync: false,
             last_complete: None,
             last_complete_age_s: None,
             lag_s: 0.5,

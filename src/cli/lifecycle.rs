@@ -9,7 +9,7 @@ use super::context::{Context, Outcome, confirm};
 use super::settings::{Changes, size};
 use super::unexpected;
 use crate::controller::api::{self, Failure, FailureKind, Request, UpReply};
-use crate::controller::config::{Config, Direct, VolumeConfig};
+use crate::controller::config::{Checksums, Config, Direct, VolumeConfig};
 use crate::controller::limits;
 
 #[derive(Debug, Args)]
@@ -54,6 +54,15 @@ struct Shape {
     /// I/O around the page cache [default: auto]
     #[arg(long, value_name = "WHEN")]
     direct: Option<When>,
+    /// Contents that get a checksum on their way: those kept in memory for a while, or all [default: kept]
+    #[arg(long, value_name = "WHICH")]
+    checksums: Option<Which>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Which {
+    Kept,
+    All,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -64,10 +73,10 @@ enum When {
 
 impl Shape {
     fn is_given(&self) -> bool {
-        let Self { track_size, queues, depth, image_pool, drain_window, direct } = self;
+        let Self { track_size, queues, depth, image_pool, drain_window, direct, checksums } = self;
         let sizes = [track_size, image_pool].into_iter().any(Option::is_some);
         let counts = [queues, depth, drain_window].into_iter().any(Option::is_some);
-        sizes || counts || direct.is_some()
+        sizes || counts || direct.is_some() || checksums.is_some()
     }
 
     fn apply(&self, volume: &mut VolumeConfig) -> Result<(), Failure> {
@@ -79,6 +88,10 @@ impl Shape {
         volume.direct = match self.direct {
             Some(When::Off) => Direct::Off,
             _ => Direct::Auto,
+        };
+        volume.checksums = match self.checksums {
+            Some(Which::All) => Checksums::All,
+            _ => Checksums::Kept,
         };
         limits::TRACK_SIZE.check("track_size", volume.track_size)?;
         limits::QUEUES.check("queues", volume.queues.into())?;

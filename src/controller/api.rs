@@ -397,6 +397,8 @@ pub struct VolumeReport {
     pub increment: Option<u64>,
     /// The increment's tracks are all at the secondary and flushed.
     pub drained: bool,
+    /// The secondary is an exact and durable copy.
+    pub in_sync: bool,
     /// Number of the last increment that was completed.
     pub last_complete: Option<u64>,
     /// Seconds since the cut of the last completed increment: the age of the point at the secondary.
@@ -434,7 +436,7 @@ impl Default for Settings {
             bandwidth_limit: 0,
             run_timer_ms: 1_000,
             increment_timer_ms: 600_000,
-            collision_wait_ms: 100,
+            collision_wait_ms: 1_000,
         }
     }
 }

@@ -108,6 +108,8 @@ pub struct VolumeConfig {
     #[serde(default)]
     pub direct: Direct,
     #[serde(default)]
+    pub checksums: Checksums,
+    #[serde(default)]
     pub collision_policy: CollisionPolicy,
     #[serde(default, deserialize_with = "bandwidth_limit_in_limit")]
     pub bandwidth_limit: u64,
@@ -129,6 +131,17 @@ pub enum Direct {
     Off,
 }
 
+/// Which contents get a checksum between the primary and the secondary.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Checksums {
+    /// Those kept in memory: before-images, and runs whose sending has to be repeated.
+    #[default]
+    Kept,
+    /// Also those that are written as soon as they are read.
+    All,
+}
+
 impl VolumeConfig {
     pub fn new(primary: PathBuf, secondary: PathBuf) -> Self {
         let Settings { collision_policy, bandwidth_limit, run_timer_ms, increment_timer_ms, collision_wait_ms } =
@@ -142,6 +155,7 @@ impl VolumeConfig {
             image_pool: image_pool(),
             drain_window: drain_window(),
             direct: Direct::Auto,
+            checksums: Checksums::Kept,
             collision_policy,
             bandwidth_limit,
             run_timer_ms,

@@ -1,7 +1,7 @@
 //! One volume as the controller knows it, up or down.
 
 use super::api::{Failure, FailureKind, Settings};
-use super::config::VolumeConfig;
+use super::config::{Checksums, VolumeConfig};
 use crate::group::VolumeId;
 use crate::increment::IncrementNo;
 use crate::metadata::State;
@@ -100,6 +100,7 @@ impl Entry {
             depth: self.config.depth,
             image_bytes: self.config.image_pool,
             window: usize::from(self.config.drain_window),
+            checksum_all: self.config.checksums == Checksums::All,
             policy: policy(&self.settings),
         }
     }

@@ -91,6 +91,7 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
         full_copy_needed: entry.full_copy,
         increment: None,
         drained: false,
+        in_sync: false,
         last_complete: entry
             .last_complete
             .map(|(number, _)| number.0)
@@ -127,7 +128,8 @@ fn fill(report: &mut VolumeReport, volume: &Volume, entry: &Entry, began: Instan
     if behind > 0 && report.rate_bytes_per_s > 0 {
         report.eta_s = Some(seconds(behind) / seconds(report.rate_bytes_per_s));
     }
-    if !figures.in_sync {
+    report.in_sync = tracking.in_sync();
+    if !report.in_sync {
         let now_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         report.lag_s = seconds(now_ms.saturating_sub(figures.synced_ms)) / 1000.0;
     }

@@ -64,12 +64,8 @@ impl Controller {
     pub(super) fn look_after(&mut self) {
         let now = Instant::now();
         for entry in self.volumes.values_mut() {
-            let Ok((bytes, in_sync)) = entry.running().map(|volume| {
-                let figures = volume.figures();
-                (figures.totals.bytes, figures.in_sync)
-            }) else {
-                continue;
-            };
+            let seen = entry.running().map(|volume| (volume.figures().totals.bytes, volume.tracking().in_sync()));
+            let Ok((bytes, in_sync)) = seen else { continue };
             entry.rate.update(now, bytes);
             entry.full_copy &= !in_sync;
         }
@@ -177,7 +173,7 @@ fn send(sink: &mpsc::Sender<Event>, action: EventAction, name: &str, fields: Fie
 fn holds(until: Until, report: &VolumeReport) -> bool {
     match until {
         Until::Drained => report.drained,
-        Until::InSync => report.lag_s == 0.0 && report.out_of_sync_tracks == 0 && report.recorded_tracks == 0,
+        Until::InSync => report.in_sync,
         Until::Normal => report.state == VolumeState::Normal,
     }
 }

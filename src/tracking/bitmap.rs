@@ -136,6 +136,23 @@ impl Bitmap {
         self.count.0.store(self.tracks, SeqCst);
     }
 
+    /// Moves every track that is set here to `other`, of the same size, a word at a time. At no instant is one in neither.
+    pub fn move_to(&self, other: &Self) {
+        let mut at = TrackNo(0);
+        while let Some(track) = self.next_set(at) {
+            let (word, _) = Self::place(track);
+            let bits = self.words[word].load(SeqCst);
+            let new = bits & !other.words[word].fetch_or(bits, SeqCst);
+            let (summary, bit) = Self::place(TrackNo(track.0 / BLOCK_BITS));
+            other.summary[summary].fetch_or(bit, SeqCst);
+            other.count.0.fetch_add(u64::from(new.count_ones()), SeqCst);
+            let gone = bits & self.words[word].fetch_and(!bits, SeqCst);
+            self.count.0.fetch_sub(u64::from(gone.count_ones()), SeqCst);
+            // The same word again if somebody has set another bit of it meanwhile.
+            at = TrackNo(track.0 / WORD_BITS * WORD_BITS);
+        }
+    }
+
     /// Clears every track.
     pub fn clear_all(&self) {
         let mut at = TrackNo(0);
@@ -200,6 +217,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_moved_is_there_and_no_longer_here(
+            here in prop::collection::btree_set(0_u64..9000, 0..300), there in prop::collection::btree_set(0_u64..9000, 0..300)
+        ) {
+            let (from, to) = (bitmap(9000), bitmap(9000));
+            for track in &here {
+                from.set(TrackNo(*track));
+            }
+            for track in &there {
+                to.set(TrackNo(*track));
+            }
+            from.move_to(&to);
+            let all: BTreeSet<u64> = here.union(&there).copied().collect();
+            prop_assert_eq!((from.count(), from.count_exactly()), (0, 0));
+            prop_assert_eq!((to.count(), to.count_exactly()), (all.len() as u64, all.len() as u64));
+            prop_assert_eq!((0..9000).filter(|track| to.is_set(TrackNo(*track))).collect::<BTreeSet<_>>(), all);
+            prop_assert_eq!(to.next_set(TrackNo(0)).is_some(), to.count() > 0);
+        }
+
         #[test]
         fn it_holds_what_a_set_holds(steps in prop::collection::vec((0_u8..3, 0_u64..9000), 1..400)) {
             let bitmap = bitmap(9000);

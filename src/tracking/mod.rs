@@ -98,6 +98,8 @@ pub struct Tracking {
     claims: Claims,
     /// Tracks whose mark a colliding write has cleared and whose content the drain does not have yet.
     owned: AtomicU64,
+    /// 1 while the drain has contents that are neither marked nor durable.
+    in_hand: AtomicU64,
     /// 1 while the drain sleeps for want of marks.
     asleep: AtomicU64,
     /// The aborted cut whose remains are to be folded in; 0 without one.
@@ -134,6 +136,7 @@ impl Tracking {
             structures,
             claims: Claims::new(),
             owned: AtomicU64::new(0),
+            in_hand: AtomicU64::new(0),
             asleep: AtomicU64::new(0),
             unfolded: AtomicU64::new(0),
             in_flight,
@@ -335,12 +338,8 @@ impl Tracking {
         let before = self.roles().before;
         let settled = self.in_flight_on(before.other()) == 0;
         let (oos, spare) = (self.bitmap(before), self.bitmap(before.other()));
-        let mut at = TrackNo(0);
-        while spare.count() > 0 {
-            let Some(track) = spare.next_set(at) else { break };
-            oos.set(track);
-            spare.clear(track);
-            at = TrackNo(track.0 + 1);
+        if spare.count() > 0 {
+            spare.move_to(oos);
         }
         // `settled` was read before the marks were: a write that finished in between would otherwise be missed.
         let folded = settled && spare.count() == 0;
@@ -357,6 +356,7 @@ impl Tracking {
     pub fn take(&self, start: TrackNo, max: u64, mut wanted: impl FnMut(TrackNo) -> bool) -> TrackRange {
         let oos = self.out_of_sync();
         let mut range = TrackRange { start, count: 0 };
+        self.in_hand(true);
         while range.count < max && range.end() < self.geometry.tracks() {
             let track = TrackNo(range.end());
             if !oos.is_set(track) || !wanted(track) || !self.claims.claim(track, Waiter::DRAIN) {
@@ -371,7 +371,20 @@ impl Tracking {
         range
     }
 
-    /// The content of the claimed tracks is in memory: others may write them. Returns who waits for one.
+    /// The drain has, or has no longer, contents that are neither marked nor durable at the secondary. Said before a mark
+    /// is cleared, and taken back after everything is durable or marked again.
+    pub fn in_hand(&self, something: bool) {
+        self.in_hand.store(u64::from(something), SeqCst);
+    }
+
+    /// Whether the secondary is an exact, durable copy. Whatever is not is marked, owned or in the drain's hand, moves
+    /// from the first to the last before it leaves the first, and back likewise: so the marks are looked at twice.
+    pub fn in_sync(&self) -> bool {
+        let unmarked = || self.out_of_sync().count() == 0 && self.change_recording().count() == 0;
+        unmarked() && self.owned() == 0 && self.in_hand.load(SeqCst) == 0 && unmarked()
+    }
+
+    /// The content of the claimed tracks is in memory: others may write them.
     pub fn image_read(&self, tracks: TrackRange) {
         for track in tracks.iter() {
             if present(Bug::ClearAfterRead) {

@@ -244,14 +244,6 @@ impl Drain {
         self.sweep.synced_ms
     }
 
-    /// Whether the secondary is an exact copy, as far as this drain knows.
-    pub fn in_sync(&self, tracking: &Tracking) -> bool {
-        tracking.out_of_sync().count() == 0
-            && tracking.change_recording().count() == 0
-            && tracking.owned() == 0
-            && self.all_flushed()
-    }
-
     /// What the increment machine has to be told.
     pub fn take_reports(&mut self) -> Vec<Report> {
         std::mem::take(&mut self.reports)
@@ -272,6 +264,7 @@ impl Drain {
     /// A write that collided with `cut` has read the old content of its track.
     pub fn add_image(&mut self, tracking: &Tracking, image: ImageNo, track: TrackNo, cut: u64) {
         if self.cut.is_some_and(|known| known.number == cut) {
+            tracking.in_hand(true);
             self.cargo.add_image(image, track);
         } else {
             // It came late: that increment is over, its write has marked the track, and a newer content may have been
@@ -452,8 +445,11 @@ impl Drain {
             self.sweep.acknowledged_ms = self.sweep.acknowledged_ms.max(began);
             self.sweep.finished = None;
         }
-        if self.cut.is_none() && self.in_sync(tracking) {
-            self.sweep.synced_ms = now_ms;
+        if self.all_flushed() {
+            tracking.in_hand(false);
+            if self.cut.is_none() && tracking.in_sync() {
+                self.sweep.synced_ms = now_ms;
+            }
         }
     }
 

@@ -27,14 +27,12 @@ const STALL_MS: u64 = 5_000;
 
 /// What the drain says of itself, for status reports.
 #[derive(Debug, Clone, Copy, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "facts side by side, not a state")]
 pub struct Figures {
     pub totals: Totals,
     pub in_transit_tracks: u64,
     pub unreadable_tracks: u64,
     /// The secondary holds everything acknowledged before this time, in milliseconds since the daemon's start.
     pub synced_ms: u64,
-    pub in_sync: bool,
     pub link_is_up: bool,
     pub stalled: bool,
     pub paused: bool,
@@ -59,6 +57,8 @@ pub struct Parts {
     /// Takes what the increment machine has to be told.
     pub report: Box<dyn Fn(Report) + Send>,
     pub figures: Arc<Mutex<Figures>>,
+    /// Every run gets a checksum, not only those that are kept to be sent again.
+    pub checksum_all: bool,
 }
 
 /// One request of the ring.
@@ -75,10 +75,15 @@ enum Request {
 }
 
 /// A run's memory and what was read into it.
+///
+/// A run is written as soon as it is read, by the same thread, and no one else touches the memory: a checksum over that
+/// instant costs more than the copy does and guards next to nothing. One that is kept, because sending failed, has one
+/// from then on (H20).
 struct Slot {
     buffer: Buffer,
     first: TrackNo,
-    checksums: Vec<u32>,
+    /// Of each track, where there is one.
+    checksums: Vec<Option<u32>>,
     zero: Vec<bool>,
 }
 
@@ -203,13 +208,12 @@ impl Uploader {
     }
 
     fn publish(&self, now: u64) {
-        let (drain, tracking) = (&self.parts.drain, &self.parts.tracking);
+        let drain = &self.parts.drain;
         let figures = Figures {
             totals: drain.totals(),
             in_transit_tracks: drain.tracks_in_transit(),
             unreadable_tracks: drain.tracks_unreadable(),
             synced_ms: drain.synced_ms(),
-            in_sync: drain.in_sync(tracking),
             link_is_up: drain.link_is_up(),
             stalled: self.requests.under_way() > 1 && now > self.answered_ms + STALL_MS,
             paused: self.paused,
@@ -381,6 +385,9 @@ impl Uploader {
                 self.parts.secondary_device.path().display()
             );
         }
+        if !ok {
+            self.keep(slot, segment.tracks);
+        }
         self.parts.drain.write_done(slot, segment, ok, now, &self.parts.tracking);
     }
 
@@ -392,13 +399,24 @@ impl Uploader {
         checksums.clear();
         zero.clear();
         for track in buffer[..widen(narrow(length))].chunks(track_size) {
-            // What is zero is sent as such, and needs no checksum.
+            // What is zero is sent as such, and needs none.
             let empty = is_zero(track);
             zero.push(empty);
-            checksums.push(if empty { 0 } else { crc32c::crc32c(track) });
+            checksums.push((self.parts.checksum_all && !empty).then(|| crc32c::crc32c(track)));
         }
         let (first, zero) = (*first, &*zero);
         self.parts.drain.read_done(slot, &self.parts.tracking, |track| zero[widen(narrow(track.0 - first.0))]);
+    }
+
+    /// The tracks stay in memory until the secondary takes them: remembers what they are.
+    fn keep(&mut self, slot: SlotNo, tracks: TrackRange) {
+        let track_size = widen(narrow(self.parts.tracking.geometry().track_size()));
+        let (place, length) = self.place(slot, tracks);
+        let Slot { buffer, checksums, .. } = &mut self.slots[slot.0];
+        let memory = buffer[place..place + widen(length)].chunks(track_size);
+        for (track, checksum) in memory.zip(&mut checksums[place / track_size..]) {
+            checksum.get_or_insert_with(|| crc32c::crc32c(track));
+        }
     }
 
     /// Whether the segment's memory still is what was read (H20).
@@ -406,8 +424,8 @@ impl Uploader {
         let track_size = widen(narrow(self.parts.tracking.geometry().track_size()));
         let (place, length) = self.place(slot, tracks);
         let Slot { buffer, checksums, .. } = &self.slots[slot.0];
-        let memory = buffer[place..place + widen(length)].chunks(track_size);
-        memory.zip(&checksums[place / track_size..]).all(|(track, checksum)| crc32c::crc32c(track) == *checksum)
+        let mut memory = buffer[place..place + widen(length)].chunks(track_size).zip(&checksums[place / track_size..]);
+        memory.all(|(track, checksum)| checksum.is_none_or(|checksum| crc32c::crc32c(track) == checksum))
     }
 }
 

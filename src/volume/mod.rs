@@ -40,6 +40,8 @@ pub struct Spec {
     pub image_bytes: u64,
     /// Most requests to the secondary at a time.
     pub window: usize,
+    /// Every content gets a checksum on its way, not only those that are kept.
+    pub checksum_all: bool,
     pub policy: Policy,
 }
 
@@ -119,6 +121,7 @@ impl Volume {
             wake: Box::new(move |waiters| to_wake.wake_queues(waiters)),
             report: Box::new(report),
             figures: figures.clone(),
+            checksum_all: spec.checksum_all,
         };
         let uploader = Uploader::new(parts, spec.window, usize::try_from(run_bytes(spec)).unwrap_or(usize::MAX));
         let uploader = uploader.map_err(VolumeError::Drain)?;

@@ -204,6 +204,7 @@ pub fn report() -> StatusReport {
         full_copy_needed: false,
         increment: Some(1842),
         drained: false,
+        in_sync: false,
         last_complete: Some(1841),
         last_complete_age_s: Some(31.4),
         lag_s: 38.2,

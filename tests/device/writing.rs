@@ -91,8 +91,8 @@ impl Writing {
             let disk = Disk::open(path, false)?;
             disk.image(disk.size())
         };
-        let images =
-            self.devices.iter().map(image).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+        let paths = if self.verify_at.is_empty() { &self.devices } else { &self.verify_at };
+        let images = paths.iter().map(image).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
         let sectors: Vec<_> = images.iter().map(|image| image.len() / SECTOR).collect();
         let mut log = Vec::new();
         history.follow(&mut log);

@@ -283,7 +283,7 @@ impl World {
     pub fn is_settled(&self, volume: usize) -> bool {
         let volume = &self.volumes[volume];
         let images = volume.side.devices.free_images.len();
-        volume.drain.in_sync(&volume.tracking)
+        volume.tracking.in_sync()
             && volume.drain.tracks_in_transit() == 0
             && volume.tracking.in_flight() == 0
             && images == self.options.images

@@ -27,12 +27,6 @@ map upon "0 8192 linear $dev 0"
 refused "down while something is built on it" 8 "*used by /dev/dm-*" fp down vol0
 dmsetup remove --noudevrules --noudevsync upon
 
-say "refused too while it is part of another volume"
-make_volume vol1 "$dev" "$(sparse second-secondary 64M)" || say "a volume upon a volume: refused"
-if [[ $(fp status vol1 2>/dev/null) == *state:normal* ]]; then fail "the daemon opened its own device"; fi
-fp delete vol1 --yes 2>/dev/null || true
-dev=$(device_of vol0)
-
 say "--force under a mounted file system at work"
 mount_at "$dev" "$work/mnt"
 background "$device" churn "$work/mnt" --operations 100000 --threads 2

@@ -8,7 +8,6 @@ set -euo pipefail
 
 free_of_device() { ! grep --quiet "$dev " "/proc/$daemon/mountinfo"; }
 
-mount --make-rshared /
 start_daemon
 make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)"
 [[ $(readlink "/proc/$daemon/ns/mnt") != $(readlink /proc/1/ns/mnt) ]] || fail "the daemon has the host's mount namespace"

@@ -47,6 +47,8 @@ at_most "longest write in ms" $((5000 + 1000 + slack_ms)) "$longest_ms"
 
 say "and it heals"
 remap secondary "$good"
+# It may be tried again only after half a minute.
+in_sync two
 next=$(fp start one two --json | jq .increment)
 fp run one two
 at_least "number of the next increment" $((number + 1)) "$next"

@@ -140,6 +140,8 @@ boot() {
 prepare() {
     [[ $(id -u) == 0 ]] || die "needs root"
     [[ -e /dev/ublk-control ]] || modprobe ublk_drv || die "this kernel has no ublk_drv"
+    # As on every machine with systemd: a mount made later is seen by a daemon that runs.
+    mount --make-rshared /
     modprobe brd rd_nr=4 rd_size=131072 max_part=0
     directory=$(mktemp --directory /tmp/farpoint-tests.XXXXXX)
     # The programs once and from memory, not each page of them through the file server.

@@ -6,18 +6,18 @@ set -euo pipefail
 # shellcheck source=tests/vm/lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
-delay_ms=400
+delay_ms=150
 run_timer_ms=5000
 collision_wait_ms=8000
 
 modprobe --quiet dm-delay || skip "this kernel has no dm-delay"
 start_daemon
-map secondary "0 65536 delay /dev/ram0 0 0 /dev/ram0 0 $delay_ms"
-make_volume vol0 "$(sparse primary 32M)" "$node" --force --yes --drain-window 4
+map secondary "0 32768 delay /dev/ram0 0 0 /dev/ram0 0 $delay_ms"
+make_volume vol0 "$(sparse primary 16M)" "$node" --force --yes
 fp set vol0 --run-timer-ms "$run_timer_ms" --collision-wait-ms "$collision_wait_ms"
 in_sync vol0
 writers_on "$dev" --hot $((2 << 20)) --writers 4 --pause-ms 5
-sleep 6
+sleep 3
 end_writers
 at_most "normal: longest write in ms" "$slack_ms" "$longest_ms"
 figure longest_ms_normal "$longest_ms"
@@ -43,7 +43,7 @@ figure kept "$kept"
 figure sent_first "$sent"
 figure bound_ms "$((run_timer_ms + collision_wait_ms + slack_ms))"
 # The rest is long at this speed, and speed is not what is tested.
-remap secondary "0 65536 linear /dev/ram0 0"
+remap secondary "0 32768 linear /dev/ram0 0"
 in_sync vol0
 fp down vol0
 equal "$work/primary" /dev/mapper/secondary
