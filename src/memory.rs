@@ -10,6 +10,7 @@ use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::slice;
+#[cfg(not(farpoint_loom))]
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -266,21 +267,83 @@ impl fmt::Debug for Buffer {
     }
 }
 
+/// Loom's atomics with the one total order that `SeqCst` gives and loom leaves out: it takes `SeqCst` accesses for acquire
+/// and release, and keeps that order only for fences. So there is a fence before and after each access.
+#[cfg(farpoint_loom)]
+pub mod sequential {
+    use loom::sync::atomic::{self, Ordering, fence};
+
+    macro_rules! sequential {
+        ($name:ident, $word:ty) => {
+            #[derive(Debug)]
+            pub struct $name(atomic::$name);
+
+            impl $name {
+                pub fn new(value: $word) -> Self {
+                    Self(atomic::$name::new(value))
+                }
+
+                fn fenced<T>(&self, access: impl FnOnce(&atomic::$name) -> T) -> T {
+                    fence(Ordering::SeqCst);
+                    let result = access(&self.0);
+                    fence(Ordering::SeqCst);
+                    result
+                }
+
+                pub fn load(&self, order: Ordering) -> $word {
+                    self.fenced(|word| word.load(order))
+                }
+
+                pub fn store(&self, value: $word, order: Ordering) {
+                    self.fenced(|word| word.store(value, order));
+                }
+
+                pub fn swap(&self, value: $word, order: Ordering) -> $word {
+                    self.fenced(|word| word.swap(value, order))
+                }
+
+                pub fn fetch_add(&self, value: $word, order: Ordering) -> $word {
+                    self.fenced(|word| word.fetch_add(value, order))
+                }
+
+                pub fn fetch_sub(&self, value: $word, order: Ordering) -> $word {
+                    self.fenced(|word| word.fetch_sub(value, order))
+                }
+
+                pub fn fetch_or(&self, value: $word, order: Ordering) -> $word {
+                    self.fenced(|word| word.fetch_or(value, order))
+                }
+
+                pub fn fetch_and(&self, value: $word, order: Ordering) -> $word {
+                    self.fenced(|word| word.fetch_and(value, order))
+                }
+
+                pub fn fetch_max(&self, value: $word, order: Ordering) -> $word {
+                    self.fenced(|word| word.fetch_max(value, order))
+                }
+            }
+        };
+    }
+
+    sequential!(AtomicU32, u32);
+    sequential!(AtomicU64, u64);
+}
+
 /// As the real one, of loom's atomics, in ordinary memory: small, for exploring interleavings.
 #[cfg(farpoint_loom)]
 #[derive(Debug)]
-pub struct Words(Box<[loom::sync::atomic::AtomicU64]>);
+pub struct Words(Box<[sequential::AtomicU64]>);
 
 #[cfg(farpoint_loom)]
 impl Words {
     pub fn new(words: usize) -> Result<Self, MemoryError> {
-        Ok(Self((0..words).map(|_| loom::sync::atomic::AtomicU64::new(0)).collect()))
+        Ok(Self((0..words).map(|_| sequential::AtomicU64::new(0)).collect()))
     }
 }
 
 #[cfg(farpoint_loom)]
 impl Deref for Words {
-    type Target = [loom::sync::atomic::AtomicU64];
+    type Target = [sequential::AtomicU64];
 
     fn deref(&self) -> &Self::Target {
         &self.0

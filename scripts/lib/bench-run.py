@@ -15,7 +15,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bench_host import Client, Cycles, Daemon, Rublk, cpu_seconds, make_ram_disks, machine, process_cpu_seconds, run  # noqa: E402
+from bench_host import Client, Cycles, Daemon, Rublk, cpu_seconds, make_ram_disks, machine, pin, process_cpu_seconds, run  # noqa: E402
 
 TICK = 0.2
 PRIMARY, SECONDARY = "/dev/ram0", "/dev/ram1"
@@ -164,6 +164,10 @@ def make_devices(bench):
     if "rublk" in bench.options.systems:
         bench.rublk = Rublk(bench.options.rublk, PRIMARY, queues)
     bench.client.call("pause", volumes=[VOLUME])
+    if bench.options.pin:
+        pin(bench.device)
+        if bench.rublk:
+            pin(bench.rublk.device)
 
 
 def measure_hold(bench):
@@ -248,6 +252,7 @@ def parse():
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--ramp", type=int, default=1)
     parser.add_argument("--queues", type=int, default=1)
+    parser.add_argument("--pin", action="store_true")
     parser.add_argument("--mib", type=int, default=256)
     for name in ("--systems", "--profiles", "--parts"):
         parser.add_argument(name, type=lambda text: text.split(","), required=True)

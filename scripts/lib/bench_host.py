@@ -125,6 +125,19 @@ class Rublk:
         run(self.program, "del", "--number", re.search(r"\d+$", self.device).group())
 
 
+def queue_threads(device):
+    """The threads that serve a ublk device's queues, as libublk notes them for both servers."""
+    number = int(re.search(r"\d+$", device).group())
+    queues = json.loads(read(f"/run/ublksrvd/{number:04}.json"))["queues"]
+    return [queue["tid"] for _, queue in sorted(queues.items())]
+
+
+def pin(device):
+    """Each queue's thread on a CPU of its own, the last ones first: the same for every server, or luck would decide."""
+    for number, thread in enumerate(queue_threads(device)):
+        os.sched_setaffinity(thread, {os.cpu_count() - 1 - number % os.cpu_count()})
+
+
 def comm(pid):
     try:
         return read(f"/proc/{pid}/comm").strip()
@@ -188,6 +201,7 @@ def machine(bench):
         "ublk_features": bench.client.call("status")["kernel"]["ublk_features"],
         "ram_disk_mib": options.mib,
         "queues": options.queues,
+        "affinity": "queue threads of both pinned alike" if options.pin else "queue threads placed as each server does it",
         "depth": DEPTH,
         "rounds": options.rounds,
         "seconds": options.seconds,

@@ -69,7 +69,7 @@ impl Entry {
             settings: config.settings(),
             config,
             phase: Phase::Down,
-            full_copy: state.full_copy_needed,
+            full_copy: state.full_copy_needed || state.incomplete,
             state,
             increment: None,
             last_complete: None,
@@ -85,6 +85,9 @@ impl Entry {
     pub fn running(&self) -> Result<&Volume, Failure> {
         let state = |what: String| Err(Failure::new(FailureKind::WrongState, what));
         match &self.phase {
+            Phase::Up(volume) if volume.drain_has_ended() => state(
+                "the volume's drain has ended by itself; see the log, take the volume down and up again".to_owned(),
+            ),
             Phase::Up(volume) => Ok(volume),
             Phase::Down => state("the volume is down; bring it up first".to_owned()),
             Phase::Busy(what) => state(format!("the volume is {what}; try again when that is done")),

@@ -25,7 +25,7 @@ pub(super) struct Running {
     starting: Option<Reply>,
     /// Who waits for the end of an abort.
     aborting: Option<Reply>,
-    aborted: bool,
+    pub aborted: bool,
 }
 
 /// An increment whose number is being stored.
@@ -228,10 +228,16 @@ impl Controller {
             Report::Abort(cut, reason) => (cut, Event::Abort(reason)),
             Report::Folded(cut) => (cut, Event::Folded),
         };
-        let Some((number, running)) = self.increments.iter_mut().find(|(_, running)| running.cut == cut) else {
-            return;
-        };
-        let (number, mut effects) = (*number, Vec::new());
+        let number = self.increments.iter().find(|(_, running)| running.cut == cut).map(|(number, _)| *number);
+        if let Some(number) = number {
+            self.member_event(number, volume, event);
+        }
+    }
+
+    /// Something has happened to one volume of an increment.
+    pub(super) fn member_event(&mut self, number: IncrementNo, volume: VolumeId, event: Event) {
+        let Some(running) = self.increments.get_mut(&number) else { return };
+        let mut effects = Vec::new();
         running.group.member(volume, event, &mut effects);
         self.carry_out(number, effects);
     }
@@ -350,6 +356,7 @@ impl Controller {
             for name in &running.names {
                 if let Some(entry) = self.volumes.get_mut(name) {
                     entry.completed += 1;
+                    entry.state.completed = Some(super::lifecycle::completed(number.0, running.cut_at));
                     entry.last_complete = Some((number, running.cut_at));
                     entry.full_copy = false;
                 }

@@ -43,6 +43,12 @@ impl From<VolumeError> for Failure {
     }
 }
 
+/// A volume's description and record.
+pub(super) type Described = (Box<VolumeConfig>, Box<State>);
+
+/// A failed `up`, and the record as it is now.
+pub(super) type NotUp = (Failure, Box<State>);
+
 /// Both devices of a volume, opened and checked.
 fn open(config: &VolumeConfig, own: Vec<u32>, first: Option<bool>) -> Result<(Device, Device), Failure> {
     let direct = if config.direct == Direct::Off { storage::Direct::Off } else { storage::Direct::Auto };
@@ -92,7 +98,7 @@ impl Controller {
     /// `create`: checks the devices that the configuration names and stores the volume's record.
     pub(super) fn create(&mut self, create: Create, reply: Reply) {
         let Create { volume: name, force } = create;
-        if self.volumes.contains_key(&name) {
+        if self.volumes.contains_key(&name) || !self.creating.insert(name.clone()) {
             let why = format!("{name} exists already; delete it first to make it anew");
             return answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
         }
@@ -100,21 +106,29 @@ impl Controller {
             (self.config.clone(), self.own_devices(), self.state_path(&name), self.notes.clone());
         spawn_blocking(move || {
             let result = config.volume(&name).and_then(|config| {
+                if State::load(&path).map_or(true, |found| found.is_some()) {
+                    // Of a volume that was left out at start: its numbers must not begin again.
+                    let why = format!(
+                        "there is a state record already, {}; restart the daemon and see its log",
+                        path.display()
+                    );
+                    return Err(Failure::new(FailureKind::WrongState, why));
+                }
                 let (primary, secondary) = open(&config, own, Some(force))?;
                 let (one, other, track_size) = sides(&primary, &secondary, &config);
                 let state = State::new(one, other, track_size);
                 state.store(&path)?;
-                Ok(Box::new(state))
+                Ok((Box::new(config), Box::new(state)))
             });
             let _ = notes.send(Note::Created(name, result, reply));
         });
     }
 
-    pub(super) fn created(&mut self, name: &str, result: Result<Box<State>, Failure>, reply: Reply) {
-        let result = result.and_then(|state| {
-            let config = self.config.volume(name)?;
-            self.add(name.to_owned(), config, *state);
-            Ok(Response::Done(Done { volumes: vec![name.to_owned()] }))
+    pub(super) fn created(&mut self, name: &str, result: Result<Described, Failure>, reply: Reply) {
+        self.creating.remove(name);
+        let result = result.map(|(config, state)| {
+            self.add(name.to_owned(), *config, *state);
+            Response::Done(Done { volumes: vec![name.to_owned()] })
         });
         answer(reply, result.map_err(|failure| Failure { message: format!("{name}: {failure}"), ..failure }));
     }
@@ -135,90 +149,129 @@ impl Controller {
             Ok(prepared) => prepared,
             Err(failure) => return answer(reply, Err(failure)),
         };
+        let before = state.clone();
         spawn_blocking(move || {
             let to_note = notes.clone();
-            let result = open(&config, own, None).and_then(|(primary, secondary)| {
+            let result: Result<_, Failure> = open(&config, own, None).and_then(|(primary, secondary)| {
                 let (one, other, track_size) = sides(&primary, &secondary, &config);
                 state.check(&one, &other, track_size)?;
                 let marks = state.begin().map_or(Marks::All, |tracks| Marks::These(tracks.into()));
                 // Before the first write is accepted: from here until a clean stop the record says nothing of tracks.
                 state.store(&path)?;
                 let report = move |report| drop(to_note.send(Note::Report(id, report)));
-                let volume = Volume::up(&spec, Arc::new(primary), Arc::new(secondary), &marks, epoch, began, report)?;
-                state.device_id = Some(volume.device_id());
-                state.full_copy_needed = matches!(marks, Marks::All);
-                Ok((Box::new(volume), Box::new(state)))
+                let volume = Volume::up(&spec, Arc::new(primary), Arc::new(secondary), &marks, epoch, began, report);
+                let volume = volume.inspect_err(|error| {
+                    // Unless a device may have been there for an instant, nothing has changed: the record says so again.
+                    if !error.may_have_served() && before.store(&path).is_ok() {
+                        state = before.clone();
+                    }
+                })?;
+                state.incomplete |= matches!(marks, Marks::All);
+                Ok(Box::new(volume))
             });
+            let result = match result {
+                Ok(volume) => Ok((volume, Box::new(state))),
+                Err(failure) => Err((failure, Box::new(state))),
+            };
             let _ = notes.send(Note::Up(name, result, reply));
         });
     }
 
-    pub(super) fn is_up(&mut self, name: &str, result: Result<(Box<Volume>, Box<State>), Failure>, reply: Reply) {
+    pub(super) fn is_up(&mut self, name: &str, result: Result<(Box<Volume>, Box<State>), NotUp>, reply: Reply) {
         let Some(entry) = self.volumes.get_mut(name) else { return };
         match result {
             Ok((volume, state)) => {
                 let device = volume.device_path();
                 tracing::info!("{name} is up as {device}");
-                entry.full_copy |= state.full_copy_needed;
+                entry.full_copy = state.incomplete;
                 entry.state = *state;
-                // What the record says while the volume is up.
-                entry.state.full_copy_needed = true;
                 entry.phase = Phase::Up(volume);
                 answer(reply, Ok(Response::Up(UpReply { volume: name.to_owned(), device })));
             }
-            Err(failure) => {
+            Err((failure, state)) => {
                 entry.phase = Phase::Down;
+                entry.full_copy = state.full_copy_needed || state.incomplete;
+                entry.state = *state;
                 tracing::error!("{name} could not come up: {failure}");
                 answer(reply, Err(Failure { message: format!("{name}: {failure}"), ..failure }));
             }
         }
     }
 
-    /// `down`: refuses while somebody has the device open, unless forced.
+    /// `down`: refuses while somebody has the device open, unless forced. Who has is found out elsewhere: looking into
+    /// every process may take time.
     pub(super) fn down(&mut self, down: &Down, reply: Reply) {
-        let result = self.entry(&down.volume).and_then(|entry| {
-            let volume = match &entry.phase {
-                Phase::Failed(_) => return Ok(None),
-                _ => entry.running()?,
-            };
-            let users = openers::of(&volume.device_path());
-            if !down.force && !users.is_empty() {
-                let why = format!(
-                    "{}: {} is in use: {}; end that first, or use --force to cut them off",
-                    down.volume,
-                    volume.device_path(),
-                    users.join(", ")
-                );
-                return Err(Failure::new(FailureKind::Unsafe, why));
-            }
-            Ok(Some(()))
-        });
-        match result {
-            Ok(Some(())) => self.take_down(&down.volume, Some(reply)),
-            Ok(None) => {
-                if let Some(entry) = self.volumes.get_mut(&down.volume) {
+        let name = down.volume.clone();
+        let device = match self.entry(&name).map(|entry| &entry.phase) {
+            Ok(Phase::Up(volume)) => volume.device_path(),
+            Ok(Phase::Failed(_)) => {
+                if let Some(entry) = self.volumes.get_mut(&name) {
                     entry.phase = Phase::Down;
                 }
-                answer(reply, Ok(Response::Done(Done { volumes: vec![down.volume.clone()] })));
+                return answer(reply, Ok(Response::Done(Done { volumes: vec![name] })));
             }
+            Ok(_) => {
+                let failure = self.entry(&name).and_then(|entry| entry.running().map(drop)).err();
+                return answer(reply, Err(failure.unwrap_or_else(|| super::not_found(&name))));
+            }
+            Err(failure) => return answer(reply, Err(failure)),
+        };
+        if down.force {
+            return self.take_down(&name, Some(reply));
+        }
+        let notes = self.notes.clone();
+        spawn_blocking(move || {
+            let users = openers::of(&device);
+            let free = if users.is_empty() {
+                Ok(())
+            } else {
+                let users = users.join(", ");
+                let why =
+                    format!("{name}: {device} is in use: {users}; end that first, or use --force to cut them off");
+                Err(Failure::new(FailureKind::Unsafe, why))
+            };
+            let _ = notes.send(Note::Free(name, free, reply));
+        });
+    }
+
+    /// Whether somebody has the device open is known.
+    pub(super) fn free(&mut self, name: &str, free: Result<(), Failure>, reply: Reply) {
+        match free {
+            Ok(()) => self.take_down(name, Some(reply)),
             Err(failure) => answer(reply, Err(failure)),
         }
     }
 
     fn take_down(&mut self, name: &str, reply: Option<Reply>) {
+        if self.is_being_cut(name) {
+            let why = format!("{name}: a start is under way; try again when it is answered");
+            if let Some(reply) = reply {
+                answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
+            }
+            return;
+        }
         self.abort_for(name);
         let (path, notes) = (self.state_path(name), self.notes.clone());
         let Some(entry) = self.volumes.get_mut(name) else { return };
-        let Phase::Up(volume) = std::mem::replace(&mut entry.phase, Phase::Busy("going down")) else { return };
+        let volume = match std::mem::replace(&mut entry.phase, Phase::Busy("going down")) {
+            Phase::Up(volume) => volume,
+            other => {
+                entry.phase = other;
+                let why = format!("{name}: it is no longer up");
+                if let Some(reply) = reply {
+                    answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
+                }
+                return;
+            }
+        };
         // Held writes go before anything waits for the device; there is nothing to cut any more.
         volume.retire(true);
         let (name, mut state) = (name.to_owned(), entry.state.clone());
-        if let Some((number, cut)) = entry.last_complete {
-            state.completed = Some(completed(number.0, cut));
-        }
+        let incomplete = entry.full_copy;
         spawn_blocking(move || {
             let result = volume.down().map_err(Failure::from).and_then(|tracks| {
                 state.end(tracks.into());
+                state.incomplete = incomplete && !state.out_of_sync.is_empty();
                 state.store(&path)?;
                 Ok(Box::new(state))
             });
@@ -232,7 +285,7 @@ impl Controller {
             Ok(state) => {
                 tracing::info!("{name} is down, {} tracks out of sync", state.out_of_sync.len());
                 // A full copy that was cut short goes on where it was; the secondary is not usable before.
-                entry.full_copy &= !state.out_of_sync.is_empty();
+                entry.full_copy = state.incomplete;
                 entry.state = *state;
                 entry.phase = Phase::Down;
                 Ok(Response::Done(Done { volumes: vec![name.to_owned()] }))
@@ -264,7 +317,11 @@ impl Controller {
         let (config, path, notes) = (self.config.clone(), self.state_path(&name), self.notes.clone());
         spawn_blocking(move || {
             // The record first: a configuration without one is only a volume that was never created.
-            let removed = std::fs::remove_file(&path).map_err(|error| {
+            let removed = match std::fs::remove_file(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
+            };
+            let removed = removed.map_err(|error| {
                 Failure::new(FailureKind::Io, format!("{name}: cannot remove {}: {error}", path.display()))
             });
             let result = removed.and_then(|()| config.remove_volume(&name));
@@ -287,6 +344,12 @@ impl Controller {
         }
     }
 
+    /// The number of an increment over the volume is being stored: its record has another writer.
+    fn is_being_cut(&self, name: &str) -> bool {
+        let number = self.volumes.get(name).and_then(|entry| entry.increment);
+        number.is_some_and(|number| !self.increments.contains_key(&number))
+    }
+
     /// The daemon ends: takes down what is up, and waits for what is under way.
     pub(super) async fn end(mut self, notes: &mut mpsc::UnboundedReceiver<Note>) -> Result<(), Failure> {
         let names: Vec<String> = self.volumes.keys().cloned().collect();
@@ -298,7 +361,7 @@ impl Controller {
                     self.take_down(name, None);
                 }
             }
-            let busy = self.volumes.values().any(|entry| matches!(entry.phase, Phase::Busy(_)));
+            let busy = self.volumes.values().any(|entry| matches!(entry.phase, Phase::Busy(_) | Phase::Up(_)));
             if !busy {
                 break;
             }
@@ -323,7 +386,7 @@ impl Controller {
     }
 }
 
-fn completed(increment: u64, cut: std::time::Instant) -> crate::metadata::Completed {
+pub(super) fn completed(increment: u64, cut: std::time::Instant) -> crate::metadata::Completed {
     let at = std::time::SystemTime::now().checked_sub(cut.elapsed()).unwrap_or(std::time::SystemTime::UNIX_EPOCH);
     let since = at.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
     crate::metadata::Completed { increment, time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX) }

@@ -25,7 +25,7 @@ use call::Call;
 use config::Config;
 use entry::{Entry, Phase};
 use increments::Running;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -42,8 +42,9 @@ type Reply = oneshot::Sender<Result<Response, Failure>>;
 enum Note {
     Report(VolumeId, Report),
     Timer(IncrementNo, IncrementEvent),
-    Created(String, Result<Box<State>, Failure>, Reply),
-    Up(String, Result<(Box<Volume>, Box<State>), Failure>, Reply),
+    Created(String, Result<lifecycle::Described, Failure>, Reply),
+    Up(String, Result<(Box<Volume>, Box<State>), lifecycle::NotUp>, Reply),
+    Free(String, Result<(), Failure>, Reply),
     Down(String, Result<Box<State>, Failure>, Option<Reply>),
     Deleted(String, Result<(), Failure>, Reply),
     /// The numbers of an increment about to be cut are stored, or could not be.
@@ -59,6 +60,8 @@ pub struct Controller {
     began: Instant,
     features: Option<u64>,
     volumes: BTreeMap<String, Entry>,
+    /// Volumes that are being created.
+    creating: BTreeSet<String>,
     increments: BTreeMap<IncrementNo, Running>,
     watchers: Watchers,
     notes: mpsc::UnboundedSender<Note>,
@@ -93,6 +96,7 @@ impl Controller {
             began: Instant::now(),
             features: None,
             volumes: BTreeMap::new(),
+            creating: BTreeSet::new(),
             increments: BTreeMap::new(),
             watchers: Watchers::default(),
             // Replaced by `run`, which has the other end.
@@ -173,6 +177,7 @@ impl Controller {
             Note::Timer(number, event) => self.timer(number, event),
             Note::Created(name, result, reply) => self.created(&name, result, reply),
             Note::Up(name, result, reply) => self.is_up(&name, result, reply),
+            Note::Free(name, free, reply) => self.free(&name, free, reply),
             Note::Down(name, result, reply) => self.is_down(&name, result, reply),
             Note::Deleted(name, result, reply) => self.deleted(&name, result, reply),
             Note::Reserved(reservation, result) => self.reserved(reservation, result),
@@ -205,7 +210,10 @@ impl Controller {
 
     fn set(&mut self, volumes: Vec<String>, change: &api::SettingsChange) -> Result<Response, Failure> {
         for name in &volumes {
-            self.entry(name)?;
+            if let Phase::Busy(what) = self.entry(name)?.phase {
+                let why = format!("{name}: the volume is {what}; try again when that is done");
+                return Err(Failure::new(FailureKind::WrongState, why));
+            }
         }
         for name in &volumes {
             let (config, notes) = (self.config.clone(), self.notes.clone());

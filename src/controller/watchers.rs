@@ -4,7 +4,9 @@
 use super::api::{
     Event, EventAction, Events, Failure, FailureKind, LinkState, Response, Until, VolumeReport, VolumeState, Wait,
 };
+use super::entry::{Entry, Phase};
 use super::{Controller, Reply, answer};
+use crate::increment::{Event as IncrementEvent, IncrementNo};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -23,8 +25,8 @@ pub(super) struct Watchers {
 struct Waiting {
     wait: Wait,
     until: Option<Instant>,
-    /// Aborted increments of each volume when the wait began.
-    aborted: Vec<u64>,
+    /// The increment of each volume when the wait began.
+    increments: Vec<Option<IncrementNo>>,
     reply: Reply,
 }
 
@@ -42,7 +44,7 @@ const STATISTICS: Duration = Duration::from_secs(1);
 impl Controller {
     /// `wait`: answered when the condition holds for all volumes named.
     pub(super) fn wait(&mut self, wait: Wait, reply: Reply) {
-        let mut aborted = Vec::new();
+        let mut increments = Vec::new();
         for name in &wait.volumes {
             let entry = self.entry(name).and_then(|entry| entry.running().map(|_| entry));
             match entry {
@@ -50,19 +52,20 @@ impl Controller {
                     let why = format!("{name}: no increment is under way; begin one with start");
                     return answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
                 }
-                Ok(entry) => aborted.push(entry.aborted),
+                Ok(entry) => increments.push(entry.increment),
                 Err(failure) => {
                     return answer(reply, Err(Failure { message: format!("{name}: {failure}"), ..failure }));
                 }
             }
         }
         let until = wait.timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
-        self.watchers.waiting.push(Waiting { wait, until, aborted, reply });
+        self.watchers.waiting.push(Waiting { wait, until, increments, reply });
     }
 
     /// Answers whoever's condition holds or whose time is up, and tells followers what is new.
     pub(super) fn look_after(&mut self) {
         let now = Instant::now();
+        self.give_up_for_dead_drains();
         for entry in self.volumes.values_mut() {
             let seen = entry.running().map(|volume| (volume.figures().totals.bytes, volume.tracking().in_sync()));
             let Ok((bytes, in_sync)) = seen else { continue };
@@ -83,18 +86,47 @@ impl Controller {
         }
     }
 
+    /// A drain that has ended by itself reports nothing any more: its volume leaves its increment, and the held and
+    /// colliding writes go.
+    fn give_up_for_dead_drains(&mut self) {
+        let dead = |entry: &Entry| matches!(&entry.phase, Phase::Up(volume) if volume.drain_has_ended());
+        let names: Vec<String> = self
+            .volumes
+            .iter()
+            .filter(|(_, entry)| entry.increment.is_some() && dead(entry))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in names {
+            self.abort_for(&name);
+            let part = self.volumes.get(&name).and_then(|entry| Some((entry.id, entry.increment?)));
+            if let Some((id, number)) = part {
+                self.member_event(number, id, IncrementEvent::Folded);
+            }
+        }
+    }
+
+    fn is_aborting(&self, entry: &Entry) -> bool {
+        let running = entry.increment.and_then(|number| self.increments.get(&number));
+        running.is_some_and(|running| running.aborted)
+    }
+
     fn verdict(&self, waiting: &Waiting, now: Instant) -> Option<Result<Response, Failure>> {
         let mut all = true;
-        for (name, aborted) in waiting.wait.volumes.iter().zip(&waiting.aborted) {
+        for (name, began) in waiting.wait.volumes.iter().zip(&waiting.increments) {
             let entry = match self.entry(name).and_then(|entry| entry.running().map(|_| entry)) {
                 Ok(entry) => entry,
                 Err(failure) => return Some(Err(Failure { message: format!("{name}: {failure}"), ..failure })),
             };
-            if waiting.wait.until == Until::Drained && entry.aborted > *aborted {
+            // It waits for the increment that it found, not for one that came after.
+            let completed = began.is_some() && entry.last_complete.map(|(number, _)| number) == *began;
+            let given_up = !completed && (entry.increment != *began || self.is_aborting(entry));
+            if waiting.wait.until == Until::Drained && given_up {
                 let why = entry.last_abort.clone().unwrap_or_default();
                 return Some(Err(Failure::new(FailureKind::Failed, format!("{name}: aborted: {why}"))));
             }
-            all &= self.volume_report(name).is_some_and(|report| holds(waiting.wait.until, &report));
+            let report = self.volume_report(name);
+            all &= report.is_some_and(|report| holds(waiting.wait.until, &report))
+                || waiting.wait.until == Until::Drained && completed;
         }
         if all {
             let volumes = waiting.wait.volumes.clone();

@@ -21,10 +21,17 @@ use std::time::Duration;
 
 /// A control command that takes longer than this is taken for one that never returns.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Stopping writes out what a file system on the device still has, which may take its time.
+const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 /// Largest request of the host, in bytes: each tag has memory for one.
 const REQUEST_BYTES_MAX: u32 = 512 << 10;
 /// Largest discard or write-zeroes, in bytes: bounds how long marking one takes.
 const DISCARD_BYTES_MAX: u32 = 64 << 20;
+
+/// What is done to a device, for messages.
+const ADD: &str = "add the device";
+const START: &str = "start the device";
+const STOP: &str = "stop the device";
 
 /// What the device is to look like.
 #[derive(Debug, Clone)]
@@ -41,22 +48,32 @@ pub enum DeviceError {
         "this kernel has no ublk driver: /dev/ublk-control is missing; run modprobe ublk_drv (Linux 6.12 or newer)"
     )]
     NoDriver,
-    #[error("cannot {0}: {1}")]
+    #[error("cannot {0}: {1}; see the kernel's log")]
     Command(&'static str, io::Error),
     #[error(
-        "the kernel did not answer to '{0}' within 30 seconds; see its log, and restart the machine if a ublk \
+        "the kernel did not answer to '{0}' within {1} seconds; see its log, and restart the machine if a ublk \
              device can be neither used nor removed"
     )]
-    Stuck(&'static str),
+    Stuck(&'static str, u64),
     #[error("{0}")]
     RunDir(io::Error),
+}
+
+impl DeviceError {
+    /// Whether the device may have been there, and been written to, before it went wrong.
+    pub fn may_have_served(&self) -> bool {
+        match self {
+            Self::NoDriver | Self::RunDir(_) => false,
+            Self::Command(what, _) => *what == START || *what == STOP,
+            Self::Stuck(what, _) => *what != ADD,
+        }
+    }
 }
 
 /// A device that is served.
 #[derive(Debug)]
 pub struct UblkDevice {
     id: u32,
-    queues: u16,
     orders: Sender<Order>,
     answers: Receiver<Answer>,
     thread: Option<JoinHandle<()>>,
@@ -68,8 +85,8 @@ enum Order {
 
 #[derive(Debug)]
 enum Answer {
-    /// The device is there: its number, and how many queues the driver granted.
-    Added(u32, u16),
+    /// The device is there: its number.
+    Added(u32),
     Started,
     Stopped,
     Failed(DeviceError),
@@ -96,21 +113,21 @@ impl UblkDevice {
             .name(format!("{name}-device"))
             .spawn(move || run(&shape, &primary, &shared, &Arc::new(handler), &to_do, &done))
             .map_err(|error| DeviceError::Command("start a thread", error))?;
-        let mut device = Self { id: 0, queues: 0, orders, answers, thread: Some(thread) };
-        match device.answer("add the device")? {
-            Answer::Added(id, queues) => (device.id, device.queues) = (id, queues),
+        let mut device = Self { id: 0, orders, answers, thread: Some(thread) };
+        match device.answer(ADD, COMMAND_TIMEOUT)? {
+            Answer::Added(id) => device.id = id,
             Answer::Failed(error) => return Err(error),
             Answer::Started | Answer::Stopped => {}
         }
-        match device.answer("start the device")? {
+        match device.answer(START, COMMAND_TIMEOUT)? {
             Answer::Failed(error) => Err(error),
             _ => Ok(device),
         }
     }
 
-    fn answer(&self, what: &'static str) -> Result<Answer, DeviceError> {
-        self.answers.recv_timeout(COMMAND_TIMEOUT).map_err(|error| match error {
-            RecvTimeoutError::Timeout => DeviceError::Stuck(what),
+    fn answer(&self, what: &'static str, limit: Duration) -> Result<Answer, DeviceError> {
+        self.answers.recv_timeout(limit).map_err(|error| match error {
+            RecvTimeoutError::Timeout => DeviceError::Stuck(what, limit.as_secs()),
             RecvTimeoutError::Disconnected => {
                 DeviceError::Command(what, io::Error::other("the device's thread has ended"))
             }
@@ -129,7 +146,7 @@ impl UblkDevice {
     /// Stops and removes the device. Every held write must have been let go. Blocks up to the command limit.
     pub fn stop(mut self) -> Result<(), DeviceError> {
         let _ = self.orders.send(Order::Stop);
-        if let Answer::Failed(error) = self.answer("stop the device")? {
+        if let Answer::Failed(error) = self.answer(STOP, STOP_TIMEOUT)? {
             Err(error)
         } else {
             if let Some(thread) = self.thread.take() {
@@ -153,12 +170,16 @@ fn run<H: Handler>(
     let control = match add(shape) {
         Ok(control) => control,
         Err(error) => {
-            let _ = answers.send(Answer::Failed(command("add the device", &error)));
+            let _ = answers.send(Answer::Failed(command(ADD, &error)));
             return;
         }
     };
     let info = control.dev_info();
-    let _ = answers.send(Answer::Added(info.dev_id, info.nr_hw_queues));
+    if answers.send(Answer::Added(info.dev_id)).is_err() {
+        // Nobody waits any more: it took too long.
+        let _ = control.del_dev();
+        return;
+    }
     let served = serve(&control, shape, primary, shared, handler);
     let threads = match served {
         Ok((device, threads)) => match control.start_dev(&device) {
@@ -171,7 +192,7 @@ fn run<H: Handler>(
                 join(threads);
                 drop(device);
                 let _ = control.del_dev();
-                let _ = answers.send(Answer::Failed(command("start the device", &error)));
+                let _ = answers.send(Answer::Failed(command(START, &error)));
                 return;
             }
         },
@@ -185,10 +206,11 @@ fn run<H: Handler>(
     let _ = orders.recv();
     let stopped = control.kill_dev();
     join(threads);
-    let removed = stopped.and_then(|_| control.del_dev());
+    // Not the waiting kind: whoever still has the device open keeps its number, but nothing else of it is left.
+    let removed = stopped.and_then(|_| control.del_dev_async());
     let _ = answers.send(match removed {
         Ok(_) => Answer::Stopped,
-        Err(error) => Answer::Failed(command("remove the device", &error)),
+        Err(error) => Answer::Failed(command(STOP, &error)),
     });
 }
 

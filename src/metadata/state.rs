@@ -10,24 +10,24 @@
 //!     12     4  CRC32C of everything but these four bytes
 //!     16     8  length of what follows
 //!               body
-//!      0     4  flags: 1 clean, 2 full copy needed, 4 a device id is known, 8 an increment has completed
+//!      0     4  flags: 1 clean, 2 full copy needed, 4 an increment has completed, 8 the last
+//!               full copy was not finished
 //!      4     4  track size
 //!      8     8  size of the primary
 //!     16     8  size of the secondary
 //!     24     8  number of the last increment begun
 //!     32     8  number of the last increment completed
 //!     40     8  when that was, milliseconds since 1970 (for display only)
-//!     48     4  last ublk device id
-//!     52     4  length of the primary's identity, in bytes
-//!     56     4  length of the secondary's identity
-//!     60        the two identities, UTF-8
+//!     48     4  length of the primary's identity, in bytes
+//!     52     4  length of the secondary's identity
+//!     56        the two identities, UTF-8
 //!               the tracks out of sync, a portable roaring treemap, up to the end
 //! ```
 //!
 //! Rules of its use, which its callers keep:
 //! 1. `up` stores the record with `clean` off before the first write is accepted. A crash from then on leaves a record
 //!    that is not clean, and loading one means that everything is copied.
-//! 2. The number of an increment is stored before its cut ([`State::reserve_increment`]): none is ever used twice.
+//! 2. The number of an increment is stored before its cut: none is ever used twice.
 //! 3. `down` stores the exact tracks and `clean` last, when no write can come any more and the secondary is flushed.
 
 use std::fs::{self, File, OpenOptions};
@@ -49,8 +49,8 @@ const RECORD_BYTES_MAX: usize = 256 << 20;
 
 const CLEAN: u32 = 1;
 const FULL_COPY_NEEDED: u32 = 2;
-const HAS_DEVICE_ID: u32 = 4;
-const HAS_COMPLETED: u32 = 8;
+const HAS_COMPLETED: u32 = 4;
+const INCOMPLETE: u32 = 8;
 
 /// One device of the volume, as it must be found again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,8 +90,8 @@ pub struct State {
     pub clean: bool,
     /// Every track must be copied whatever `out_of_sync` says.
     pub full_copy_needed: bool,
-    /// The number of the ublk device that the volume had last, so that it may have the same again.
-    pub device_id: Option<u32>,
+    /// The last full copy was not finished: the secondary has never been a usable copy since.
+    pub incomplete: bool,
     /// Tracks out of sync at a clean stop.
     pub out_of_sync: RoaringTreemap,
 }
@@ -107,7 +107,7 @@ impl State {
             completed: None,
             clean: true,
             full_copy_needed: true,
-            device_id: None,
+            incomplete: true,
             out_of_sync: RoaringTreemap::new(),
         }
     }
@@ -169,17 +169,6 @@ impl State {
         directory.sync_all().map_err(failed("flushing the state directory"))
     }
 
-    /// Takes the next number for an increment and stores it; only then may the cut be made. When storing fails the
-    /// number is lost, not reused.
-    pub fn reserve_increment(&mut self, path: &Path) -> Result<u64, MetadataError> {
-        self.last_increment = self.last_increment.checked_add(1).ok_or_else(|| MetadataError::Damaged {
-            path: path.to_owned(),
-            why: "the numbers of increments are used up",
-        })?;
-        self.store(path)?;
-        Ok(self.last_increment)
-    }
-
     /// The volume goes up: takes the tracks to begin with, `None` for all of them. The record is then no longer clean;
     /// store it before the first write is accepted.
     pub fn begin(&mut self) -> Option<RoaringTreemap> {
@@ -216,8 +205,8 @@ impl State {
         for (flag, on) in [
             (CLEAN, self.clean),
             (FULL_COPY_NEEDED, self.full_copy_needed),
-            (HAS_DEVICE_ID, self.device_id.is_some()),
             (HAS_COMPLETED, self.completed.is_some()),
+            (INCOMPLETE, self.incomplete),
         ] {
             flags |= if on { flag } else { 0 };
         }
@@ -230,7 +219,6 @@ impl State {
         {
             body.extend(number.to_le_bytes());
         }
-        body.extend(self.device_id.unwrap_or(0).to_le_bytes());
         for identity in identities {
             // A length that does not fit is refused on reading, not cut.
             body.extend(u32::try_from(identity.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -332,7 +320,7 @@ fn decode(record: &[u8]) -> Result<State, Fault> {
 
 fn decode_body(mut reader: Reader<'_>) -> Result<State, Fault> {
     let flags = reader.u32()?;
-    if flags & !(CLEAN | FULL_COPY_NEEDED | HAS_DEVICE_ID | HAS_COMPLETED) != 0 {
+    if flags & !(CLEAN | FULL_COPY_NEEDED | HAS_COMPLETED | INCOMPLETE) != 0 {
         return Err(Fault::Damaged("it has unknown flags"));
     }
     let track_size = reader.u32()?;
@@ -345,7 +333,6 @@ fn decode_body(mut reader: Reader<'_>) -> Result<State, Fault> {
     if completed.increment > last_increment {
         return Err(Fault::Damaged("an increment has completed that was never begun"));
     }
-    let device_id = reader.u32()?;
     let lengths = (reader.u32()?, reader.u32()?);
     let identities = (reader.text(lengths.0)?, reader.text(lengths.1)?);
     let clean = flags & CLEAN != 0;
@@ -362,7 +349,7 @@ fn decode_body(mut reader: Reader<'_>) -> Result<State, Fault> {
         completed: (flags & HAS_COMPLETED != 0).then_some(completed),
         clean,
         full_copy_needed: !clean || flags & FULL_COPY_NEEDED != 0,
-        device_id: (flags & HAS_DEVICE_ID != 0).then_some(device_id),
+        incomplete: !clean || flags & INCOMPLETE != 0,
         out_of_sync: if clean { marks } else { RoaringTreemap::new() },
     })
 }
@@ -384,7 +371,6 @@ mod tests {
         let mut state = State::new(side("wwid:1"), side("file:2@3.000000004"), TRACK);
         state.last_increment = 9;
         state.completed = Some(Completed { increment: 8, time_ms: 1_700_000_000_000 });
-        state.device_id = Some(0);
         state.end((0..100).chain([TRACKS - 1]).collect());
         state
     }
@@ -392,15 +378,15 @@ mod tests {
     fn any_state() -> impl Strategy<Value = State> {
         let marks = proptest::collection::vec(0..TRACKS, 0..200);
         let numbers = (any::<u64>(), any::<u64>(), any::<u64>(), 12_u32..=20);
-        (".{0,40}", ".{0,40}", numbers, any::<Option<u32>>(), any::<[bool; 3]>(), marks).prop_map(
-            |(one, other, (last, done, time_ms, shift), device_id, [clean, full, completed], marks)| {
+        (".{0,40}", ".{0,40}", numbers, any::<[bool; 4]>(), marks).prop_map(
+            |(one, other, (last, done, time_ms, shift), [clean, full, completed, incomplete], marks)| {
                 let mut state = State::new(side(&one), side(&other), 1 << shift);
                 state.primary.size = TRACKS << shift;
                 state.last_increment = last;
                 state.completed = completed.then(|| Completed { increment: done.min(last), time_ms });
-                state.device_id = device_id;
                 state.clean = clean;
                 state.full_copy_needed = full || !clean;
+                state.incomplete = incomplete || !clean;
                 state.out_of_sync = if clean { marks.into_iter().collect() } else { RoaringTreemap::new() };
                 state
             },
@@ -514,20 +500,6 @@ mod tests {
         assert_eq!(state.begin(), Some(marks));
         state.store(&path).expect("stored");
         assert_eq!(reload().begin(), None, "a crash after the next start");
-    }
-
-    #[test]
-    fn the_number_of_an_increment_is_stored_before_it_is_used() {
-        let directory = tempfile::tempdir().expect("directory");
-        let path = State::path(directory.path(), "db");
-        let mut state = example();
-        assert_eq!(state.reserve_increment(&path).expect("stored"), 10);
-        assert_eq!(State::load(&path).expect("readable").expect("there").last_increment, 10);
-        let nowhere = directory.path().join("gone/db.state");
-        assert!(state.reserve_increment(&nowhere).is_err());
-        assert_eq!(state.reserve_increment(&path).expect("stored"), 12, "11 may have been seen by someone");
-        state.last_increment = u64::MAX;
-        assert!(state.reserve_increment(&path).is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Where tracks go: how a range is written, made zero and flushed on a secondary, as values.
+//! Where tracks go: how a range is made zero on a secondary, as a value; writing and flushing are the same for every kind.
 //!
 //! Nothing here does I/O or waits: the uploader turns each [`Step`] into a ring entry. Nothing reaches beyond the
 //! volume's end: a secondary may be larger than the primary, and what lies behind is not ours. What the kinds of
@@ -13,43 +13,13 @@ mod file;
 use block::BlockSecondary;
 use file::FileSecondary;
 
-/// One request to the secondary.
+/// How to make a range zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Write content.
-    Write { offset: u64, len: u64 },
-    /// Write from a buffer of zeroes, as there is no shorter way (any more). May be longer than the buffer: see
-    /// [`Step::parts`].
+    /// Write zeroes, as there is no shorter way (any more).
     WriteZeroes { offset: u64, len: u64 },
     /// fallocate(2) with this mode turns the range into zeroes.
     Fallocate { mode: i32, offset: u64, len: u64 },
-    /// Make everything that was acknowledged so far durable: fsync with `DATASYNC`, never `sync_file_range`, which is
-    /// no barrier.
-    Flush,
-}
-
-impl Step {
-    /// The same in requests of at most `max` bytes. A flush stays whole, and so does a fallocate: it moves no data.
-    pub fn parts(self, max: u64) -> impl Iterator<Item = Self> {
-        let (start, end, whole) = match self {
-            Self::Write { offset, len } | Self::WriteZeroes { offset, len } => (offset, offset + len, false),
-            Self::Fallocate { .. } | Self::Flush => (0, 1, true),
-        };
-        let mut next = start;
-        std::iter::from_fn(move || {
-            let offset = next;
-            if offset >= end {
-                return None;
-            }
-            next = if whole { end } else { offset.saturating_add(max.max(1)).min(end) };
-            let len = next - offset;
-            Some(match self {
-                Self::Write { .. } => Self::Write { offset, len },
-                Self::WriteZeroes { .. } => Self::WriteZeroes { offset, len },
-                step @ (Self::Fallocate { .. } | Self::Flush) => step,
-            })
-        })
-    }
 }
 
 #[derive(Debug)]
@@ -81,12 +51,6 @@ impl Secondary {
         Self { way, size }
     }
 
-    /// How to write a range; `None` if nothing of it is inside the volume. The last track may be cut short.
-    pub fn write(&self, offset: u64, len: u64) -> Option<Step> {
-        let len = self.inside(offset, len)?;
-        Some(Step::Write { offset, len })
-    }
-
     /// How to make a range zero, in the shortest way that has not been refused.
     pub fn zero(&self, offset: u64, len: u64) -> Option<Step> {
         let len = self.inside(offset, len)?;
@@ -98,11 +62,6 @@ impl Secondary {
             Some(mode) => Step::Fallocate { mode, offset, len },
             None => Step::WriteZeroes { offset, len },
         })
-    }
-
-    /// How to make what was acknowledged durable.
-    pub fn flush(&self) -> Step {
-        Step::Flush
     }
 
     /// A fallocate with `mode` has failed with `errno`. `true`: it is not supported after all, which is remembered;
@@ -156,10 +115,7 @@ mod tests {
     #[test]
     fn nothing_reaches_beyond_the_end_of_the_volume() {
         let secondary = secondary(Kind::File, Some(PUNCH_HOLE));
-        assert_eq!(secondary.write(0, 65536), Some(Step::Write { offset: 0, len: 65536 }));
-        assert_eq!(secondary.write(SIZE - 512, 65536), Some(Step::Write { offset: SIZE - 512, len: 512 }));
         for (offset, len) in [(SIZE, 1), (u64::MAX, u64::MAX), (0, 0)] {
-            assert_eq!(secondary.write(offset, len), None);
             assert_eq!(secondary.zero(offset, len), None);
         }
         assert_eq!(
@@ -185,16 +141,5 @@ mod tests {
         assert_eq!(secondary.zero(0, 4096), Some(Step::Fallocate { mode: ZERO_RANGE, offset: 0, len: 4096 }));
         assert!(secondary.zeroing_failed(ZERO_RANGE, EOPNOTSUPP));
         assert_eq!(secondary.zero(0, 4096), Some(Step::WriteZeroes { offset: 0, len: 4096 }));
-    }
-
-    #[test]
-    fn parts_cover_a_step_exactly() {
-        let parts: Vec<_> = Step::WriteZeroes { offset: 512, len: 2500 }.parts(1024).collect();
-        let expected = [(512, 1024), (1536, 1024), (2560, 452)];
-        assert_eq!(parts, expected.map(|(offset, len)| Step::WriteZeroes { offset, len }));
-        assert_eq!(Step::Flush.parts(1).collect::<Vec<_>>(), [Step::Flush]);
-        let punch = Step::Fallocate { mode: PUNCH_HOLE, offset: 0, len: SIZE };
-        assert_eq!(punch.parts(512).collect::<Vec<_>>(), [punch]);
-        assert_eq!(Step::Write { offset: 9, len: 0 }.parts(512).count(), 0);
     }
 }

@@ -225,10 +225,10 @@ impl Tracking {
     }
 
     /// A colliding write that found no room to keep its track's content gives the track back: marked, and free to the
-    /// drain, which it then waits for.
+    /// drain, which it then waits for. It counts as owned until the drain has been told: were it to stop being owned here,
+    /// a drain that had seen no mark before and nothing owned after would take the cut for complete.
     pub fn disown(&self, track: TrackNo) {
         self.image_lost(TrackRange::one(track));
-        self.owner_handed_over();
     }
 
     /// Whether the drain still has to read a track that was given back, so that the write has to wait: then the waiter will
@@ -302,7 +302,10 @@ impl Tracking {
 
     /// Lets the held writes go (seed 004 \[0041\]). The caller rings the queues' doorbells.
     pub fn release(&self) {
-        self.released.fetch_max(self.roles().cut, SeqCst);
+        let roles = self.roles();
+        if roles.cut != NO_CUT {
+            self.released.fetch_max(roles.cut, SeqCst);
+        }
     }
 
     /// No track of the cut needs the primary any more.
@@ -353,7 +356,9 @@ impl Tracking {
 
     /// Takes the longest run of tracks from `start` on, at most `max`, that are out of sync and that nobody has
     /// claimed: claims them and clears their marks. They must be read now and then given to [`Self::image_read`].
-    pub fn take(&self, start: TrackNo, max: u64, mut wanted: impl FnMut(TrackNo) -> bool) -> TrackRange {
+    ///
+    /// Also says whether a claim was let go again: those who found it taken have to be told.
+    pub fn take(&self, start: TrackNo, max: u64, wanted: impl Fn(TrackNo) -> bool) -> (TrackRange, bool) {
         let oos = self.out_of_sync();
         let mut range = TrackRange { start, count: 0 };
         self.in_hand(true);
@@ -364,11 +369,11 @@ impl Tracking {
             }
             if !present(Bug::ClearAfterRead) && !oos.clear(track) {
                 self.claims.release(track);
-                break;
+                return (range, true);
             }
             range.count += 1;
         }
-        range
+        (range, false)
     }
 
     /// The drain has, or has no longer, contents that are neither marked nor durable at the secondary. Said before a mark

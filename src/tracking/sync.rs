@@ -1,7 +1,7 @@
 //! The atomics of tracking: the processor's, or loom's when it explores every interleaving of them.
 
 #[cfg(farpoint_loom)]
-pub(super) use loom::sync::atomic::{AtomicU32, AtomicU64};
+pub(super) use crate::memory::sequential::{AtomicU32, AtomicU64};
 #[cfg(not(farpoint_loom))]
 pub(super) use std::sync::atomic::{AtomicU32, AtomicU64};
 

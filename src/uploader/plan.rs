@@ -284,9 +284,16 @@ impl Drain {
         }
     }
 
-    /// A colliding write waits until the track has been sent.
-    pub fn want(&mut self, track: TrackNo, now_ms: u64) {
-        self.urgent.entry(track).or_insert(now_ms);
+    /// A colliding write waits until the track has been sent, since the time given.
+    pub fn want(&mut self, track: TrackNo, since_ms: u64) {
+        let since = self.urgent.entry(track).or_insert(since_ms);
+        *since = since_ms.min(*since);
+    }
+
+    /// A colliding write has marked its track again, and waits.
+    pub fn given_back(&mut self, tracking: &Tracking, track: TrackNo, since_ms: u64) {
+        tracking.owner_handed_over();
+        self.want(track, since_ms);
     }
 
     // What to do next.
@@ -324,11 +331,14 @@ impl Drain {
     pub fn wake_at(&self, now_ms: u64, tracking: &Tracking) -> Option<u64> {
         let flush = (!self.unflushed.is_empty() && self.flushing.is_none())
             .then(|| (self.unflushed_since_ms + self.limits.flush_ms).max(now_ms + 1));
+        // A write that retries its admission may hide from a look at the counts for an instant, and tells nobody.
+        let unsettled = self.cut.is_some_and(|cut| !cut.reached) || tracking.unfolded().is_some();
+        let settling = unsettled.then_some(now_ms + 1);
         let unreadable = self.unreadable.values().filter(|retry_at| **retry_at > now_ms).min().copied();
         let urgent = self.urgent.values().min().map(|since| since + self.policy.collision_wait_ms);
         let work = !self.paused && !self.stopping && tracking.out_of_sync().count() > 0;
         let pace = work.then(|| self.pace.opens_at_ms(now_ms)).flatten();
-        [flush, unreadable, urgent, pace, self.link.retry_at_ms(now_ms)].into_iter().flatten().min()
+        [settling, flush, unreadable, urgent, pace, self.link.retry_at_ms(now_ms)].into_iter().flatten().min()
     }
 
     /// Follows the cut and its end, and reports what has come about since the last look.
@@ -468,7 +478,7 @@ impl Drain {
         let readable = |track: &TrackNo| !self.cargo.has(*track) && !self.unreadable.contains_key(track);
         let urgent = self.urgent.keys().copied().find(readable);
         if let Some(track) = urgent {
-            let taken = tracking.take(track, 1, |_| true);
+            let taken = self.take(track, 1, tracking, |_, _| true);
             if taken.count > 0 {
                 self.cargo.begin_read(slot, taken, now_ms);
                 return Some((slot, taken));
@@ -480,6 +490,18 @@ impl Drain {
         let tracks = self.take_next(now_ms, tracking)?;
         self.cargo.begin_read(slot, tracks, now_ms);
         Some((slot, tracks))
+    }
+
+    fn take(
+        &mut self,
+        start: TrackNo,
+        max: u64,
+        tracking: &Tracking,
+        wanted: impl Fn(&Self, TrackNo) -> bool,
+    ) -> TrackRange {
+        let (taken, let_go) = tracking.take(start, max, |track| wanted(self, track));
+        self.released |= let_go;
+        taken
     }
 
     /// Takes the next run behind the cursor, going round once.
@@ -502,10 +524,10 @@ impl Drain {
                 return None;
             }
             let max = if self.single.contains(&track) { 1 } else { self.limits.run_tracks };
-            let taken = tracking.take(track, max, |track| {
-                (!self.cargo.has(track) || present(Bug::SentTwiceAtOnce))
-                    && !self.unreadable.contains_key(&track)
-                    && (max == 1 || !self.single.contains(&track))
+            let taken = self.take(track, max, tracking, |drain, track| {
+                (!drain.cargo.has(track) || present(Bug::SentTwiceAtOnce))
+                    && !drain.unreadable.contains_key(&track)
+                    && (max == 1 || !drain.single.contains(&track))
             });
             if taken.count > 0 {
                 self.cursor = TrackNo(taken.end());

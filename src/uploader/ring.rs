@@ -15,6 +15,7 @@ use crate::tracking::{Tracking, Waiter, Waiters};
 use io_uring::{IoUring, opcode, squeue, types};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 /// Fixed files of the ring.
@@ -123,6 +124,31 @@ impl Uploader {
 
     /// Runs until it is told to stop and nothing is under way.
     pub fn run(mut self) -> io::Result<()> {
+        let result = self.serve();
+        if self.requests.under_way() > 1 {
+            // The secondary hangs, or the ring has failed: requests still refer to our memory, and to open files whose
+            // locks keep a successor away for as long (H23). They are let go when the last has been answered.
+            let lingering = thread::Builder::new().name("drain-lingering".to_owned());
+            if lingering.spawn(move || self.linger()).is_err() {
+                tracing::warn!("requests to a secondary that hangs keep its lock until the daemon ends");
+            }
+        }
+        result
+    }
+
+    /// Waits for the last answers; nothing is done with them.
+    fn linger(mut self) {
+        while self.requests.under_way() > 1 && self.ring.submit_and_wait(1).is_ok() {
+            while let Some(completion) = self.ring.completion().next() {
+                self.requests.take(completion.user_data());
+            }
+        }
+        if self.requests.under_way() > 1 {
+            std::mem::forget(self);
+        }
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
         process::become_io_flusher().unwrap_or_else(|error| {
             tracing::warn!("the drain's thread may have to wait for memory: {error}");
         });
@@ -141,11 +167,6 @@ impl Uploader {
             if self.stop_at_ms.is_some_and(|end| now >= end || quiet && self.parts.drain.is_settled()) {
                 self.parts.drain.give_up(&self.parts.tracking);
                 self.publish(now);
-                if !quiet {
-                    // The secondary hangs: its requests still refer to our memory, and to its open file, whose lock
-                    // keeps a successor away for as long (H23).
-                    std::mem::forget(self);
-                }
                 return Ok(());
             }
             self.sleep(now)?;
@@ -173,7 +194,8 @@ impl Uploader {
             match message {
                 Message::Image { image, track, cut } => drain.add_image(tracking, image, track, cut),
                 Message::ImageLost { cut } => drain.image_lost(tracking, cut),
-                Message::Want(track) => drain.want(track, now),
+                Message::GivenBack { track, since_ms } => drain.given_back(tracking, track, since_ms),
+                Message::Want { track, since_ms } => drain.want(track, since_ms),
                 Message::Look => {}
                 Message::Pause(paused) => {
                     self.paused = paused;
@@ -257,7 +279,12 @@ impl Uploader {
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
-            self.ring.submit()?;
+            match self.ring.submit() {
+                Err(error) if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
+                    return Err(error);
+                }
+                _ => {}
+            }
         }
     }
 

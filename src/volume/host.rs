@@ -73,6 +73,16 @@ struct Slot {
     sent_first: bool,
     /// The cut that it collided with.
     cut: u64,
+    /// When it first had to wait for a track, in microseconds; 0 if never. The bound is on all of a write's waits.
+    collided_us: u64,
+}
+
+/// When the write began to wait for collisions, in milliseconds.
+fn waiting_since(collided_us: &mut u64, io: &impl QueueIo) -> u64 {
+    if *collided_us == 0 {
+        *collided_us = io.now_us().max(1);
+    }
+    *collided_us / 1000
 }
 
 impl Slot {
@@ -80,7 +90,16 @@ impl Slot {
 
     fn new() -> Self {
         let tracks = TrackRange { start: TrackNo(0), count: 0 };
-        Self { request: Self::NONE, tracks, ticket: None, stage: Stage::Idle, parked_us: 0, sent_first: false, cut: 0 }
+        Self {
+            request: Self::NONE,
+            tracks,
+            ticket: None,
+            stage: Stage::Idle,
+            parked_us: 0,
+            sent_first: false,
+            collided_us: 0,
+            cut: 0,
+        }
     }
 }
 
@@ -167,7 +186,8 @@ impl Host {
                             slot.sent_first = true;
                             add(&self.counters.collisions_sent_first, 1);
                         }
-                        io.tell_drain(Message::Want(track));
+                        let since_ms = waiting_since(&mut slot.collided_us, io);
+                        io.tell_drain(Message::GivenBack { track, since_ms });
                         *parked = true;
                         break;
                     };
@@ -178,7 +198,8 @@ impl Host {
                 }
                 Collision::Busy => {
                     // Whoever reads it may be waiting for the secondary in turn: the wait has a bound.
-                    io.tell_drain(Message::Want(track));
+                    let since_ms = waiting_since(&mut slot.collided_us, io);
+                    io.tell_drain(Message::Want { track, since_ms });
                     *parked = true;
                     break;
                 }
@@ -267,6 +288,7 @@ impl Handler for Host {
         slot.request = request;
         slot.parked_us = 0;
         slot.sent_first = false;
+        slot.collided_us = 0;
         if request.modifies() {
             slot.tracks = self.tracking.geometry().touched(request.offset, u64::from(request.length));
             self.enter(tag, io);

@@ -59,16 +59,32 @@ pub enum VolumeError {
     Geometry(#[from] crate::geometry::GeometryError),
     #[error("{0}")]
     Memory(#[from] MemoryError),
-    #[error("cannot start the drain: {0}")]
+    #[error("cannot start the drain: {0}; see whether memory, files or threads have run out")]
     Drain(io::Error),
+    #[error("the drain has ended by itself: {0}")]
+    Ended(io::Error),
+    #[error("the primary could not be flushed: {0}; check it before it is used again")]
+    Flush(io::Error),
     #[error("{0}")]
     Device(#[from] DeviceError),
+}
+
+impl VolumeError {
+    /// Whether a device may have been there, and been written to, before it went wrong.
+    pub fn may_have_served(&self) -> bool {
+        match self {
+            Self::Geometry(_) | Self::Memory(_) | Self::Drain(_) => false,
+            Self::Device(error) => error.may_have_served(),
+            Self::Ended(_) | Self::Flush(_) => true,
+        }
+    }
 }
 
 /// A volume whose device exists.
 #[derive(Debug)]
 pub struct Volume {
     tracking: Arc<Tracking>,
+    primary: Arc<Device>,
     device: UblkDevice,
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
@@ -126,13 +142,15 @@ impl Volume {
         let uploader = Uploader::new(parts, spec.window, usize::try_from(run_bytes(spec)).unwrap_or(usize::MAX));
         let uploader = uploader.map_err(VolumeError::Drain)?;
 
-        let device = Self::device(spec, &tracking, primary, &shared, &counters, &send_first)?;
+        // The drain first: from the moment there is a device its writes are looked after.
         let drain = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(move || uploader.run());
-        match drain {
-            Ok(drain) => Ok(Self { tracking, device, shared, mailbox, figures, counters, send_first, drain }),
+        let drain = drain.map_err(VolumeError::Drain)?;
+        match Self::device(spec, &tracking, primary.clone(), &shared, &counters, &send_first) {
+            Ok(device) => Ok(Self { tracking, primary, device, shared, mailbox, figures, counters, send_first, drain }),
             Err(error) => {
-                device.stop()?;
-                Err(VolumeError::Drain(error))
+                mailbox.tell(Message::Stop);
+                let _ = drain.join();
+                Err(error.into())
             }
         }
     }
@@ -157,13 +175,16 @@ impl Volume {
     ///
     /// The volume must not be holding: held writes keep a device from stopping.
     pub fn down(self) -> Result<Tracks, VolumeError> {
-        self.device.stop()?;
+        let stopped = self.device.stop();
         self.mailbox.tell(Message::Stop);
         match self.drain.join() {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(VolumeError::Drain(error)),
-            Err(_) => return Err(VolumeError::Drain(io::Error::other("the drain's thread has panicked"))),
+            Ok(Err(error)) => return Err(VolumeError::Ended(error)),
+            Err(_) => return Err(VolumeError::Ended(io::Error::other("its thread has panicked"))),
         }
+        stopped?;
+        // What the secondary has, it has durably. Were the primary's cache lost after a clean stop, nobody would know.
+        self.primary.flush().map_err(VolumeError::Flush)?;
         let mut tracks = Tracks::of(self.tracking.out_of_sync());
         tracks.add(self.tracking.change_recording());
         Ok(tracks)

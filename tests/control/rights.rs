@@ -27,7 +27,15 @@ fn command_as(daemon: &Daemon, uid: Uid, gid: Gid, arguments: &[&str]) -> Comman
 }
 
 fn run_as(daemon: &Daemon, uid: Uid, gid: Gid, arguments: &[&str]) -> Output {
-    command_as(daemon, uid, gid, arguments).output().expect("the program runs")
+    let mut tries = 0;
+    loop {
+        match command_as(daemon, uid, gid, arguments).output() {
+            // A process that another test is just starting may still have the copy open for writing.
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && tries < 100 => tries += 1,
+            output => return output.expect("the program runs"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 fn nobody() -> User {

@@ -151,14 +151,14 @@ impl World {
     }
 
     fn open_letters(&mut self, index: usize) {
-        let now_ms = self.volumes[index].driver.now_ms;
         while let Some(message) = self.volumes[index].side.mailbox.pop_front() {
             self.note(Note::Drain(index, message));
             let volume = &mut self.volumes[index];
             match message {
                 Message::Image { image, track, cut } => volume.drain.add_image(&volume.tracking, image, track, cut),
                 Message::ImageLost { cut } => volume.drain.image_lost(&volume.tracking, cut),
-                Message::Want(track) => volume.drain.want(track, now_ms),
+                Message::GivenBack { track, since_ms } => volume.drain.given_back(&volume.tracking, track, since_ms),
+                Message::Want { track, since_ms } => volume.drain.want(track, since_ms),
                 Message::Look | Message::Stop => {}
                 Message::Pause(paused) => volume.drain.pause(paused),
                 Message::Policy(policy) => volume.drain.set_policy(policy),

@@ -1,7 +1,7 @@
 //! Simulation of the code that decides: seeded, single-threaded, with disks that tear, hang, fail and forget, and a judge
 //! that knows nothing of the code (hazards: tools, the oracle).
 //!
-//! `SEED=n` runs one seed and tells all of it; `SEEDS=n` that many fresh ones; `SECONDS=n` fresh ones for so long.
+//! `SEED=n` runs one seed and tells all of it; `SEEDS=n` that many fresh ones; `SECONDS_MAX=n` fresh ones for so long.
 //! Always in a release build, where a million steps take a few seconds: `cargo test --release --features bugs`.
 
 mod checker;
@@ -103,7 +103,7 @@ fn fresh_seeds_keep_every_promise() {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_micros());
     let first = number("FIRST").unwrap_or(u64::try_from(now % (1 << 48)).unwrap_or(0));
-    let time = number("SECONDS").map(Duration::from_secs);
+    let time = number("SECONDS_MAX").map(Duration::from_secs);
     let count = number("SEEDS").unwrap_or(if time.is_some() { u64::MAX / 2 } else { FRESH_SEEDS });
     println!("seeds from {first}, at most {count}");
     run_all(first..first.saturating_add(count), time);

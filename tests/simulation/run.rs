@@ -77,8 +77,8 @@ impl World {
         self.active = false;
         let began = (self.now_us, self.coverage.steps);
         let hold_us = self.options.run_timer_us;
-        // A write over several tracks may wait for each of them, one after the other; the longest wait is drawn per run.
-        let wait_us = 100_000 * (self.options.tracks_per_write as u64 + 1);
+        // The longest wait for collisions that a policy is drawn with; it counts for all tracks of a write together.
+        let wait_us = 100_000;
         while self.requests_open() > 0 && self.violation.is_none() {
             let steps = self.coverage.steps - began.1;
             let bound_us = hold_us + wait_us + steps * self.options.tick_us + 10_000;
@@ -176,6 +176,7 @@ impl World {
     /// Both sides are equal and durable, the primary holds what the host wrote, and every count is 0.
     pub fn check_settled(&mut self) {
         self.check_counts();
+        self.check_in_sync();
         for index in 0..self.volumes.len() {
             let volume = &self.volumes[index];
             let devices = &volume.side.devices;

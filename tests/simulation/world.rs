@@ -262,6 +262,7 @@ impl World {
         self.happen(chosen);
         if self.coverage.steps.is_multiple_of(64) {
             self.check_counts();
+            self.check_in_sync();
         }
         true
     }
@@ -447,6 +448,26 @@ impl World {
                     self.violation.get_or_insert(Violation::new("H35", text));
                     return;
                 }
+            }
+        }
+    }
+
+    /// Who is said to be in sync has an exact and durable copy, but for what unanswered writes are changing right now.
+    pub fn check_in_sync(&mut self) {
+        for (index, volume) in self.volumes.iter().enumerate() {
+            if !volume.tracking.in_sync() {
+                continue;
+            }
+            let devices = &volume.side.devices;
+            let open = |sector: usize| {
+                let asked = volume.side.asked.iter().flatten().flatten();
+                asked.into_iter().any(|asked| (asked.start..asked.start + asked.count).contains(&sector))
+            };
+            let pairs = devices.primary.iter().zip(&devices.secondary.durable).enumerate();
+            if let Some((sector, _)) = pairs.into_iter().find(|(sector, (a, b))| a != b && !open(*sector)) {
+                let text = format!("volume {index} is said to be in sync and sector {sector} differs");
+                self.violation.get_or_insert(Violation::new("in sync", text));
+                return;
             }
         }
     }

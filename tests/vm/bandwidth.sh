@@ -3,7 +3,7 @@
 # and does not slow the host (P5, P6).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 limit=$((2 << 20))

@@ -3,7 +3,7 @@
 # it away all the same, and no process hangs.
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 start_daemon
@@ -17,7 +17,9 @@ expect "state" normal "$(field vol0 .state)"
 echo content >"$work/mnt/file"
 unmount "$work/mnt"
 
-sleep 600 <"$dev" &
+exec {held}<"$dev"
+sleep 600 &
+exec {held}<&-
 jobs+=($!)
 refused "down while it is open" 8 "*process $! (sleep)*" fp down vol0
 kill "$!"

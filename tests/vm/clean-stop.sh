@@ -3,7 +3,7 @@
 # copies exactly what it had left, and an increment under way is given up without loss (P1, P7).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 start_daemon

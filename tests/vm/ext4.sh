@@ -2,7 +2,7 @@
 # ext4 on the device, at work while points are formed (P1, P2, P3, P6); see lib-file-system.sh.
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib-file-system.sh
+# shellcheck source-path=SCRIPTDIR source=lib-file-system.sh
 . "${BASH_SOURCE[0]%/*}/lib-file-system.sh"
 
 make_it() { mkfs.ext4 -q "$1"; }

@@ -3,7 +3,7 @@
 # for nothing, the link is reported as failing, and afterwards both sides are equal (P1, P5, P6, H7, H21).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 good="0 131072 linear /dev/ram0 0"

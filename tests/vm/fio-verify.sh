@@ -3,7 +3,7 @@
 # two queues, with writes that overlap; and the secondary equals the primary in the end (P1, P5, P6, H11, H19).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 each=8M

@@ -2,7 +2,7 @@
 # The whole way once: create, up, write, one consistency point with the three commands, in sync, down, delete (P3, P6).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 start_daemon

@@ -3,7 +3,7 @@
 # and a flush waits for nothing but the primary (P5, H29).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 # flushes: how many the primary has completed.

@@ -3,7 +3,7 @@
 # goes on, and both sides become equal (P1, P5).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 ENOSPC=28

@@ -3,14 +3,14 @@
 # under way is not completed, and when there is room again both sides become equal (P1, P5, H16).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 start_daemon
-ram_disk 0 48 small
+ram_disk 0 112 small
 mkfs.ext4 -q "$node"
 mount_at "$node" "$work/small"
-fallocate --length 24M "$work/small/filler"
+fallocate --length 76M "$work/small/filler"
 truncate --size=64M "$work/small/secondary"
 make_volume vol0 "$(sparse primary 64M)" "$work/small/secondary"
 fp set vol0 --run-timer-ms 10000 --collision-wait-ms 2000

@@ -4,7 +4,7 @@
 # before-images that runs full; and afterwards both sides become equal (P5, P6, H13, H21).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 run_timer_ms=2000

@@ -3,7 +3,7 @@
 # done; numbers of increments are not used again (P1, H22, H24, H28).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 start_daemon
@@ -11,7 +11,7 @@ make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)"
 fp set vol0 --run-timer-ms 20000
 dd if=/dev/urandom of="$dev" bs=64K count=50 oflag=direct conv=notrunc status=none
 in_sync vol0
-for each in 1 2; do
+for _ in 1 2; do
     number=$(fp start vol0 --json | jq .increment)
     fp run vol0
     fp wait vol0 --until drained --timeout "$patience"

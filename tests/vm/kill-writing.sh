@@ -4,7 +4,7 @@
 # mounted file system (P1, P5, H22, H23).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 # under_load WHEN COMMAND...: runs the command under load, then kills.

@@ -3,11 +3,10 @@
 # synced and removed by several threads while increments are formed; then fsck of the device and of a copy of the point,
 # and the same tree from the secondary as from the device (P1, P2, P3, P6).
 #
-# shellcheck shell=bash
 # Sourced by ext4.sh and xfs.sh, which say how to make and check theirs.
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 # file_system SIZE: with make_it NODE and check_it NODE, and options for mount of a copy in copy_options.
@@ -23,10 +22,12 @@ file_system() {
     say "copying a tree"
     mkdir "$live_mount/tree"
     # The head ends early, and that is no error.
-    { find /usr/share /usr/lib/python3* /etc -xdev -type f -size -100k -readable 2>/dev/null || true; } |
-        { head -n "$files"; cat >/dev/null; } >"$work/list"
-    tar --create --file=- --files-from="$work/list" --absolute-names 2>/dev/null |
-        tar --extract --file=- --directory="$live_mount/tree" --strip-components=1 2>/dev/null
+    # The reader of the names ends early, and that is no error.
+    { find /usr/share /usr/lib /etc -xdev -type f -size -100k -readable -print0 2>/dev/null || true; } |
+        { head --zero-terminated -n "$files"; cat >/dev/null; } >"$work/list"
+    tar --create --file="$work/tar" --files-from="$work/list" --null 2>"$work/tar.log" || true
+    tar --extract --file="$work/tar" --directory="$live_mount/tree"
+    rm "$work/tar"
     sync --file-system "$live_mount"
     live=$("$device" digest "$live_mount/tree")
     say "$live"
@@ -49,11 +50,11 @@ file_system() {
     cp --sparse=always "$work/secondary" "$work/copy"
     expect "everything, from the secondary" "$live" "$(digest_of_copy .)"
     figure increments "$increments"
-    figure collisions_kept "$kept"
+    figure collisions_kept "$collisions"
     stop_daemon
 }
 
-kept=0
+collisions=0
 
 # point NUMBER: a point in the middle of the work; a copy of it must be a file system that mends itself by its journal.
 point() {
@@ -62,7 +63,7 @@ point() {
     fp wait vol0 --until drained --timeout "$patience"
     cp --sparse=always "$work/secondary" "$work/copy"
     fp increment-complete vol0
-    kept=$(field vol0 .counters.collisions_kept)
+    collisions=$(field vol0 .counters.collisions_kept)
     digest_of_copy tree >"$work/digest" || fail "the copy of point $1 cannot be read"
     say "point $1: $(cat "$work/digest")"
 }
@@ -71,6 +72,7 @@ point() {
 digest_of_copy() {
     local node
     loop_device "$work/copy"
+    # shellcheck disable=SC2154 # Of the file that reads this one.
     mount_at "$node" "$work/seen" "${copy_options[@]}" >&2
     "$device" digest "$work/seen/$1"
     unmount "$work/seen" >&2

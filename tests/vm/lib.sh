@@ -10,9 +10,11 @@ set -euo pipefail
 farpoint=${FARPOINT:?start tests with tests/vm/run.sh NAME}
 device=${FARPOINT_DEVICE:?start tests with tests/vm/run.sh NAME}
 work=${FARPOINT_WORK:?start tests with tests/vm/run.sh NAME}
+# shellcheck disable=SC2034 # For the tests.
 long=${FARPOINT_LONG:-}
 
 # An emulated CPU that others use too may be away from a task for this long; added to every bound of a latency.
+# shellcheck disable=SC2034 # For the tests.
 slack_ms=3000
 # How long anything may take that is not a matter of latency.
 patience=60
@@ -131,7 +133,7 @@ ram_disk() {
     local backing=/dev/ram$1
     [[ -b $backing ]] || fail "no $backing; run.sh loads brd"
     map "$3" "0 $(($2 * 2048)) linear $backing 0"
-    blkdiscard --zeroout "$node"
+    blkdiscard --force --zeroout "$node"
 }
 
 # sectors_of DEVICE: its size in sectors of 512 bytes.
@@ -146,9 +148,9 @@ mount_at() {
 
 unmount() {
     umount "$1"
-    local kept=() each
-    for each in "${mounts[@]}"; do [[ $each == "$1" ]] || kept+=("$each"); done
-    mounts=("${kept[@]}")
+    local others=() each
+    for each in "${mounts[@]}"; do [[ $each == "$1" ]] || others+=("$each"); done
+    mounts=("${others[@]}")
 }
 
 # make_volume NAME PRIMARY SECONDARY [OPTION...]: creates it and brings it up; sets $dev to its device.

@@ -3,7 +3,7 @@
 # for, from 1 to the most (H29).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 limit() { cat "/sys/block/${dev##*/}/queue/$1"; }

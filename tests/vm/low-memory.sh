@@ -3,7 +3,7 @@
 # device in order to get memory; nothing hangs and nothing is lost (H26).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 left_mib=160

@@ -3,7 +3,7 @@
 # flag of an I/O flusher (H26).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 # PF_MEMALLOC_NOIO of linux/sched.h.

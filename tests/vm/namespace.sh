@@ -3,7 +3,7 @@
 # does not wait for itself in exit (H27).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 free_of_device() { ! grep --quiet "$dev " "/proc/$daemon/mountinfo"; }

@@ -3,7 +3,7 @@
 # and cut like any other, and nothing is written beyond the end of a larger secondary (P1, P6).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 # round NAME BYTES TRACK

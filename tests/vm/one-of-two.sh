@@ -3,7 +3,7 @@
 # volume; nothing is lost, and the next one is a later number (P2, P5).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 good="0 65536 linear /dev/ram0 0"

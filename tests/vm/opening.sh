@@ -3,7 +3,7 @@
 # devices (H24, H27); the cases are in open.sh.
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 # open.sh asks for a server of a device with a number of its choice: volumes are made until it is there.

@@ -3,7 +3,7 @@
 # system on it, as primary or as secondary (H24, H26).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 start_daemon

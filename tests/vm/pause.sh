@@ -3,7 +3,7 @@
 # increment can be cut while it is paused and is drained afterwards (P1, P2, P6).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 start_daemon

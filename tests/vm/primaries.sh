@@ -3,7 +3,7 @@
 # blocks; the device takes its block size from the primary, and both sides are equal in the end (P5, P6, H29).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 size=48M
@@ -24,31 +24,30 @@ round() {
     equal "$primary" "$secondary"
 }
 
-# file_system KIND NUMBER: makes one in a ram disk and a file on it; sets $file.
+# file_system KIND: makes one and a file on it; sets $file.
 file_system() {
-    local options=(-q)
-    [[ $1 != ext4 && $1 != xfs && $1 != btrfs ]] || map "$1" "0 262144 linear /dev/ram$2 0"
     case $1 in
-        tmpfs) mount_at none "$work/tmpfs" -t tmpfs ;;
-        xfs) mkfs.xfs -f -q "$node" && mount_at "$node" "$work/xfs" ;;
-        btrfs) mkfs.btrfs -f -q "$node" && mount_at "$node" "$work/btrfs" ;;
-        *) "mkfs.$1" "${options[@]}" "$node" && mount_at "$node" "$work/$1" ;;
+        tmpfs) mount_at none "$work/mnt-tmpfs" -t tmpfs ;;
+        *)
+            # The smallest that all of them take.
+            loop_device "$(sparse "$1" 320M)"
+            "mkfs.$1" -q "$node"
+            mount_at "$node" "$work/mnt-$1"
+            ;;
     esac
-    file=$work/$1/primary
+    file=$work/mnt-$1/primary
     truncate --size=$size "$file"
 }
 
 start_daemon
-for kind in ext4:0 xfs:1 btrfs:2 tmpfs:-; do
-    if ! modprobe --quiet "${kind%:*}" && ! grep --quiet --word-regexp "${kind%:*}" /proc/filesystems; then
-        say "this kernel has no ${kind%:*}"
+for kind in ext4 xfs btrfs tmpfs; do
+    if ! modprobe --quiet "$kind" && ! grep --quiet --word-regexp "$kind" /proc/filesystems; then
+        say "this kernel has no $kind"
         continue
     fi
-    file_system "${kind%:*}" "${kind#*:}"
-    round "${kind%:*}" "$file" "$(sparse "${kind%:*}-secondary" $size)" "512"
-    rm "$file" "$work/${kind%:*}-secondary"
-    unmount "$work/${kind%:*}"
-    [[ $kind == tmpfs:- ]] || dmsetup remove --noudevrules --noudevsync "${kind%:*}"
+    file_system "$kind"
+    round "$kind" "$file" "$(sparse "$kind-secondary" $size)" 512
+    unmount "$work/mnt-$kind"
 done
 ram_disk 0 48 block-primary
 primary=$node

@@ -167,7 +167,7 @@ run_test() {
     ((status != 124)) || echo "FAILED: it did not end in $seconds seconds" >>"$log"
     aftermath "$name" >>"$log" || status=1
     verdict "$name" "$status" "$log" $((SECONDS - began))
-    rm -rf "$FARPOINT_WORK"
+    rm -rf "$FARPOINT_WORK" || true
 }
 
 # verdict NAME STATUS LOG SECONDS
@@ -205,6 +205,9 @@ aftermath() {
         break
     done
     hung || clean=1
+    while read -r _ each _; do
+        [[ $each != "$directory/"* ]] || umount --lazy "$each" || clean=1
+    done <<<"$(tac /proc/mounts)"
     return "$clean"
 }
 

@@ -3,7 +3,7 @@
 # nothing is lost (P5, H25).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 run_timer_ms=2500

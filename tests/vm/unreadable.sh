@@ -3,7 +3,7 @@
 # others go on, no point is formed without them; and when the part heals, both sides become equal (P1, H15).
 
 set -euo pipefail
-# shellcheck source=tests/vm/lib.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 size=65536

@@ -1,0 +1,242 @@
+#!/usr/bin/python3
+"""The telling half of scripts/bench: samples to medians, ratios to rublk loop, a table, JSON and a plot.
+
+Ratios are taken within each round, between runs that followed each other closely, and then their median and their spread:
+a machine that gets slower in the middle spoils the figures, but hardly the ratios. Ends with 1 if a bar is missed.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections import defaultdict
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from bench_plot import plot  # noqa: E402
+
+SYSTEMS = {
+    "raw": "raw primary",
+    "rublk": "rublk loop",
+    "tracking": "tracking only (paused)",
+    "sync": "in sync, drain running",
+    "increments": "increments back to back",
+}
+FIGURES = ("iops", "mib_s", "lat_us_p50", "lat_us_p99", "cpu_us_per_io", "server_cpu_us_per_io")
+IOPS_BAR, CPU_BAR, DRAIN_BAR = 0.97, 1.05, 0.9
+# The hold of the largest volume against that of the smallest; the times are fractions of a millisecond, and noisy.
+FLAT_BAR = 3.0
+
+
+def median(values):
+    values = [value for value in values if value is not None]
+    return statistics.median(values) if values else None
+
+
+def spread(values):
+    values = [value for value in values if value is not None]
+    return [min(values), max(values)] if values else None
+
+
+def rows_of(samples, profiles):
+    """One row per system and profile: medians, ratios to rublk in the same round, and the spread of both."""
+    runs = defaultdict(dict)
+    for sample in samples:
+        runs[sample["system"], sample["profile"]][sample["round"]] = sample
+    order = list(SYSTEMS)
+    rows = []
+    for (system, profile), rounds in sorted(runs.items(), key=lambda item: (profiles.index(item[0][1]), order.index(item[0][0]))):
+        row = {"system": system, "profile": profile, "jobs": jobs_of(profile)}
+        row.update({name: median([run.get(name) for run in rounds.values()]) for name in FIGURES})
+        row["runs"] = len(rounds)
+        row["spread"] = {name: spread([run.get(name) for run in rounds.values()]) for name in FIGURES}
+        for name, key in (("iops_ratio", "iops"), ("cpu_ratio", "cpu_us_per_io")):
+            ratios = paired(rounds, runs.get(("rublk", profile), {}), key)
+            row[name], row["spread"][name] = median(ratios), spread(ratios)
+        rows.append({key: rounded(value) for key, value in row.items()})
+    return rows
+
+
+def paired(rounds, base, key):
+    both = [number for number in rounds if number in base and rounds[number].get(key) and base[number].get(key)]
+    return [rounds[number][key] / base[number][key] for number in both]
+
+
+def rounded(value):
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    return value
+
+
+def jobs_of(profile):
+    return 2 if profile.endswith("-2jobs") else 1
+
+
+def bars_of(rows, holds, drains):
+    """Every bar as (what, figure, whether it holds)."""
+    bars = []
+    for row in rows:
+        if row["system"] != "tracking":
+            continue
+        if row["iops_ratio"] is not None:
+            bars.append((f"{row['profile']}: IOPS against rublk loop, at least {IOPS_BAR}", row["iops_ratio"],
+                         row["iops_ratio"] >= IOPS_BAR))
+        if row["cpu_ratio"] is not None:
+            bars.append((f"{row['profile']}: CPU per I/O against rublk loop, at most {CPU_BAR}", row["cpu_ratio"],
+                         row["cpu_ratio"] <= CPU_BAR))
+    if len(holds) > 1:
+        first, last = list(holds)[0], list(holds)[-1]
+        ratio = holds[last]["start_us"] / holds[first]["start_us"]
+        bars.append((f"hold of {last} against {first}, at most {FLAT_BAR}", ratio, ratio <= FLAT_BAR))
+    if drains:
+        bars.append((f"drain rate against dd, at least {DRAIN_BAR}", drains["ratio"], drains["ratio"] >= DRAIN_BAR))
+    return bars
+
+
+def holds_of(samples):
+    """Per size: the median and spread over all cuts of all rounds."""
+    cuts = defaultdict(lambda: defaultdict(list))
+    for sample in samples:
+        for key in ("start_us", "run_us"):
+            cuts[sample["size"]][key] += sample[key]
+    return {size: {"cuts": len(times["start_us"]), "start_us": median(times["start_us"]), "start_spread": spread(times["start_us"]),
+                   "run_us": median(times["run_us"]), "run_spread": spread(times["run_us"])} for size, times in cuts.items()}
+
+
+def drains_of(samples):
+    if not samples:
+        return None
+    ratios = [sample["drain"] / sample["dd"] for sample in samples]
+    return {"drain": median([sample["drain"] for sample in samples]), "dd": median([sample["dd"] for sample in samples]),
+            "ratio": median(ratios), "spread": spread(ratios), "runs": len(samples)}
+
+
+def number(value, digits=0):
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def ratio(row, name):
+    if row[name] is None:
+        return "-"
+    low, high = row["spread"][name]
+    return f"{row[name]:.2f} ({low:.2f}-{high:.2f})"
+
+
+def io_table(rows):
+    lines = ["| Profile | System | IOPS | MiB/s | p50 us | p99 us | CPU us per I/O | server's | IOPS / rublk | CPU / rublk |",
+             "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    last = None
+    for row in rows:
+        profile = row["profile"] if row["profile"] != last else ""
+        last = row["profile"]
+        # The raw device has no server.
+        server = row["server_cpu_us_per_io"] if row["system"] != "raw" else None
+        lines.append(f"| {profile} | {SYSTEMS[row['system']]} | {number(row['iops'])} | {number(row['mib_s'])} "
+                     f"| {number(row['lat_us_p50'])} | {number(row['lat_us_p99'])} | {number(row['cpu_us_per_io'], 1)} "
+                     f"| {number(server, 1)} | {ratio(row, 'iops_ratio')} | {ratio(row, 'cpu_ratio')} |")
+    return lines
+
+
+def increments_lines(samples):
+    runs = [sample for sample in samples if sample["system"] == "increments"]
+    if not runs:
+        return []
+    holds = [hold for run in runs for hold in run["hold_us"]]
+    return ["", f"Increments back to back: {sum(run['increments'] for run in runs)} completed in {len(runs)} runs, "
+            f"{number(sum(run['drained_mib'] for run in runs))} MiB drained, "
+            f"{number(sum(run['collisions'] for run in runs))} collisions; "
+            f"hold {number(median(holds))} us (median), {number(max(holds, default=None))} us (longest)."]
+
+
+def other_tables(holds, drains):
+    lines = []
+    if holds:
+        lines += ["", "| Volume | cuts | hold until `start` answers, us | hold with `run` sent at once, us |", "|---|--:|--:|--:|"]
+        for size, hold in holds.items():
+            lines.append(f"| {size} | {hold['cuts']} | {number(hold['start_us'])} ({number(hold['start_spread'][0])}-"
+                         f"{number(hold['start_spread'][1])}) | {number(hold['run_us'])} ({number(hold['run_spread'][0])}-"
+                         f"{number(hold['run_spread'][1])}) |")
+    if drains:
+        low, high = drains["spread"]
+        lines += ["", f"Drain of a whole volume out of sync: {number(drains['drain'])} MiB/s; plain copy of the same devices (dd, 1 MiB, "
+                  f"direct): {number(drains['dd'])} MiB/s; ratio {drains['ratio']:.2f} ({low:.2f}-{high:.2f}), {drains['runs']} runs."]
+    return lines
+
+
+def bar_table(bars):
+    lines = ["", "| Bar | Figure | |", "|---|--:|---|"]
+    return lines + [f"| {what} | {figure:.3f} | {'pass' if held else '**FAIL**'} |" for what, figure, held in bars]
+
+
+def machine_lines(machine, host, end):
+    load = end.get("load", ["-"])
+    words = {
+        "Source": host.get("commit"),
+        "Machine": f"{host.get('place')}; {host.get('cpu')}, {host.get('processors')} processors, {host.get('memory_mib')} MiB,"
+                   f" Linux {host.get('kernel')}",
+        "Measured on": f"{machine['cpu']}, {machine['processors']} processors, {machine['memory_mib']} MiB, Linux {machine['kernel']}",
+        "Load average of the machine": f"{host.get('load_before')} before, {host.get('load_after')} after;"
+                                       f" where measured, {' '.join(load)} at the end",
+        "Versions": ", ".join(str(machine[name]) for name in ("farpoint", "rublk", "fio")) + (
+            f", {host['qemu']}" if host.get("qemu") else ""),
+        "Devices": f"two ram disks (brd) of {machine['ram_disk_mib']} MiB; {machine['queues']} queue(s) of depth {machine['depth']}"
+                   f" for rublk and farpoint; {machine['affinity']}",
+        "Runs": f"{machine['rounds']} rounds of {machine['seconds']} s after {machine['ramp']} s,"
+                f" {end.get('seconds', 0) / 60:.0f} minutes in all",
+    }
+    return ["", "| | |", "|---|---|"] + [f"| {key} | {value} |" for key, value in words.items()]
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("samples", help="the file that bench-run.py wrote")
+    parser.add_argument("--host", required=True, help="JSON object that describes the machine")
+    parser.add_argument("--json", required=True)
+    parser.add_argument("--markdown", required=True)
+    parser.add_argument("--svg", required=True)
+    return parser.parse_args()
+
+
+def load(path):
+    kinds = defaultdict(list)
+    with open(path, encoding="ascii") as file:
+        for line in file:
+            sample = json.loads(line)
+            kinds[sample.pop("kind")].append(sample)
+    return kinds
+
+
+def write_json(path, rows):
+    with open(path, "w", encoding="ascii") as file:
+        file.write("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def main():
+    options = parse()
+    kinds, host = load(options.samples), json.loads(options.host)
+    profiles = list(dict.fromkeys(sample["profile"] for sample in kinds["io"]))
+    rows = rows_of(kinds["io"], profiles)
+    holds, drains = holds_of(kinds["hold"]), drains_of(kinds["drain"])
+    bars = bars_of(rows, holds, drains)
+    machine, end = kinds["machine"][0], (kinds["end"] or [{}])[0]
+    table = (io_table(rows) + increments_lines(kinds["io"]) if rows else []) + other_tables(holds, drains) + bar_table(bars)
+    text = "\n".join(table + machine_lines(machine, host, end)) + "\n"
+    print(text)
+    with open(options.markdown, "w", encoding="ascii") as file:
+        file.write(f"# scripts/bench: {os.path.splitext(os.path.basename(options.markdown))[0]}\n\n"
+                   "Medians; in brackets the smallest and the largest of all rounds. Ratios are taken within each round.\n\n" + text)
+    write_json(options.json, rows)
+    if rows:
+        with open(options.svg, "w", encoding="ascii") as file:
+            file.write(plot(rows, profiles, machine, host))
+    missed = [what for what, _, held in bars if not held]
+    print(f"{len(bars) - len(missed)} of {len(bars)} bars held." + "".join(f"\n  missed: {what}" for what in missed))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
