@@ -267,8 +267,8 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// Loom's atomics with the one total order that `SeqCst` gives and loom leaves out: it takes `SeqCst` accesses for acquire
-/// and release, and keeps that order only for fences. So there is a fence before and after each access.
+/// Loom's atomics with the one total order that `SeqCst` gives and loom leaves out: it takes `SeqCst` accesses for
+/// acquire and release, and keeps that order only for fences. So there is a fence before and after each access.
 #[cfg(farpoint_loom)]
 pub mod sequential {
     use loom::sync::atomic::{self, Ordering, fence};
@@ -385,8 +385,8 @@ impl Deref for Words {
 
     #[expect(unsafe_code, reason = "a slice over the mapping")]
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, holds at least `words` words, zero is a valid AtomicU64, it lives as long
-        // as `self`, and it is reached through shared atomics only.
+        // SAFETY: the mapping is page-aligned, holds at least `words` words, zero is a valid AtomicU64, it lives as
+        // long as `self`, and it is reached through shared atomics only.
         unsafe { slice::from_raw_parts(self.mapping.start.as_ptr().cast(), self.words) }
     }
 }

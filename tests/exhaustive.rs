@@ -1,10 +1,10 @@
 //! Every sequence of up to five events over two volumes of two tracks, each followed by letting everything finish, and
 //! judged like a run of the simulation (hazards: small exhaustive workloads beat long random ones).
 //!
-//! Depth first; each sequence is run from the beginning. An event that can do nothing where it stands (a completion with
-//! nothing under way) ends its branch: the sequence without it is another one. What lies between two events (rings of
-//! doorbells, the controller's work) is done at once; requests land half when they are submitted and half when they are
-//! answered, so that what is read in between is torn.
+//! Depth first; each sequence is run from the beginning. An event that can do nothing where it stands (a completion
+//! with nothing under way) ends its branch: the sequence without it is another one. What lies between two events
+//! (rings of doorbells, the controller's work) is done at once; requests land half when they are submitted and half
+//! when they are answered, so that what is read in between is torn.
 
 macro_rules! of_the_simulation {
     ($($name:ident: $path:literal,)*) => {

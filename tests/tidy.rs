@@ -1,5 +1,6 @@
 //! The house rules that a compiler does not know: which module may use which, which packages each may name, how
-//! long files, functions and lines may be, and that every file says what it is. An ordinary test, so that breaking one fails.
+//! long files, functions and lines may be, and that every file says what it is. An ordinary test, so that breaking one
+//! fails.
 
 use std::fmt::Write as _;
 use std::fs;

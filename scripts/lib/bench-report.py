@@ -194,10 +194,10 @@ def machine_lines(machine, host, end):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("samples", help="the file that bench-run.py wrote")
-    parser.add_argument("--host", required=True, help="JSON object that describes the machine")
-    parser.add_argument("--json", required=True)
-    parser.add_argument("--markdown", required=True)
-    parser.add_argument("--svg", required=True)
+    parser.add_argument("--name", action="store_true", help="only print the name that the results should have")
+    parser.add_argument("--host", help="JSON object that describes the machine")
+    parser.add_argument("--out", help="path of the results, without what is behind the dot")
+    parser.add_argument("--json", help="one more place for the rows")
     return parser.parse_args()
 
 
@@ -215,9 +215,20 @@ def write_json(path, rows):
         file.write("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
+def name_of(machine):
+    """For example linux-6.12-tcg-1q: the name of a result says what it may be compared with."""
+    kernel = "linux-" + ".".join(machine["kernel"].split(".")[:2])
+    accelerator = ["tcg"] if "TCG" in machine["cpu"] else []
+    return "-".join([kernel, *accelerator, f"{machine['queues']}q"])
+
+
 def main():
     options = parse()
-    kinds, host = load(options.samples), json.loads(options.host)
+    kinds = load(options.samples)
+    if options.name:
+        print(name_of(kinds["machine"][0]))
+        return 0
+    host = json.loads(options.host)
     profiles = list(dict.fromkeys(sample["profile"] for sample in kinds["io"]))
     rows = rows_of(kinds["io"], profiles)
     holds, drains = holds_of(kinds["hold"]), drains_of(kinds["drain"])
@@ -226,12 +237,15 @@ def main():
     table = (io_table(rows) + increments_lines(kinds["io"]) if rows else []) + other_tables(holds, drains) + bar_table(bars)
     text = "\n".join(table + machine_lines(machine, host, end)) + "\n"
     print(text)
-    with open(options.markdown, "w", encoding="ascii") as file:
-        file.write(f"# scripts/bench: {os.path.splitext(os.path.basename(options.markdown))[0]}\n\n"
-                   "Medians; in brackets the smallest and the largest of all rounds. Ratios are taken within each round.\n\n" + text)
-    write_json(options.json, rows)
+    title = os.path.basename(options.out)
+    with open(options.out + ".md", "w", encoding="ascii") as file:
+        file.write(f"# scripts/bench: {title}\n\n"
+                   "Medians; in brackets the smallest and the largest of all rounds. Ratios are taken within each round.\n"
+                   f"Every row is in `{title}.json`, every run in `{title}.jsonl`.\n\n" + (f"![ratios]({title}.svg)\n\n" if rows else "") + text)
+    for path in filter(None, (options.out + ".json", options.json)):
+        write_json(path, rows)
     if rows:
-        with open(options.svg, "w", encoding="ascii") as file:
+        with open(options.out + ".svg", "w", encoding="ascii") as file:
             file.write(plot(rows, profiles, machine, host))
     missed = [what for what, _, held in bars if not held]
     print(f"{len(bars) - len(missed)} of {len(bars)} bars held." + "".join(f"\n  missed: {what}" for what in missed))

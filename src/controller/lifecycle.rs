@@ -161,7 +161,8 @@ impl Controller {
                 let report = move |report| drop(to_note.send(Note::Report(id, report)));
                 let volume = Volume::up(&spec, Arc::new(primary), Arc::new(secondary), &marks, epoch, began, report);
                 let volume = volume.inspect_err(|error| {
-                    // Unless a device may have been there for an instant, nothing has changed: the record says so again.
+                    // Unless a device may have been there for an instant, nothing has changed: the record says so
+                    // again.
                     if !error.may_have_served() && before.store(&path).is_ok() {
                         state = before.clone();
                     }

@@ -168,7 +168,7 @@ mod tests {
             assert_eq!(check_name(good), Ok(()), "{good}");
         }
         for bad in
-            ["", ".", "..", "-v", ".hidden", "a/b", "../../etc/passwd", "a b", "a\0", "a\n", "é", &"x".repeat(65)]
+            ["", ".", "..", "-v", ".hidden", "a/b", "../../etc/passwd", "a b", "a\0", "a\n", "\u{e9}", &"x".repeat(65)]
         {
             let failure = check_name(bad).expect_err(bad);
             assert_eq!(failure.kind, FailureKind::Usage);
@@ -192,9 +192,20 @@ mod tests {
         {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for bad in
-            ["", "K", "-1", "+1", "1.5M", "64 KiB", "64kb", "64KB", "0x10", "99999999999999999999", "99999999T", "1é"]
-        {
+        for bad in [
+            "",
+            "K",
+            "-1",
+            "+1",
+            "1.5M",
+            "64 KiB",
+            "64kb",
+            "64KB",
+            "0x10",
+            "99999999999999999999",
+            "99999999T",
+            "1\u{e9}",
+        ] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
     }

@@ -18,7 +18,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const DYING_PAUSE: Duration = Duration::from_millis(250);
 const DYING_TRIES: usize = 20;
 
-/// Removes dead devices of former daemons. Returns the numbers of those removed, and of those that could not be. Blocks.
+/// Removes dead devices of former daemons. Returns the numbers of those removed, and of those that could not be.
+/// Blocks.
 pub fn remove() -> (Vec<u32>, Vec<u32>) {
     // Right after a kill the kernel may still be ending the device.
     for _ in 0..DYING_TRIES {

@@ -1,5 +1,5 @@
-//! The two sides of a queue: what the write path asks of it, and what it brings to the write path. The ublk queue is one
-//! implementation of the first, the simulation's queue another; both bring the same to the same [`Handler`].
+//! The two sides of a queue: what the write path asks of it, and what it brings to the write path. The ublk queue is
+//! one implementation of the first, the simulation's queue another; both bring the same to the same [`Handler`].
 
 use super::request::{Request, Tag};
 use crate::tracking::Waiters;

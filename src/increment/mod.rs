@@ -11,7 +11,8 @@
 //! ```
 //!
 //! A pure function of state and event: no I/O, no clock, no thread. Effects come out as values, in the order in which
-//! they have to be carried out. Timers are named by the increment they belong to, so that one which fires late is known.
+//! they have to be carried out. Timers are named by the increment they belong to, so that one which fires late is
+//! known.
 
 use std::fmt;
 

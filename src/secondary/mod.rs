@@ -1,4 +1,5 @@
-//! Where tracks go: how a range is made zero on a secondary, as a value; writing and flushing are the same for every kind.
+//! Where tracks go: how a range is made zero on a secondary, as a value; writing and flushing are the same for every
+//! kind.
 //!
 //! Nothing here does I/O or waits: the uploader turns each [`Step`] into a ring entry. Nothing reaches beyond the
 //! volume's end: a secondary may be larger than the primary, and what lies behind is not ours. What the kinds of

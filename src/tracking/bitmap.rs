@@ -136,7 +136,8 @@ impl Bitmap {
         self.count.0.store(self.tracks, SeqCst);
     }
 
-    /// Moves every track that is set here to `other`, of the same size, a word at a time. At no instant is one in neither.
+    /// Moves every track that is set here to `other`, of the same size, a word at a time. At no instant is one in
+    /// neither.
     pub fn move_to(&self, other: &Self) {
         let mut at = TrackNo(0);
         while let Some(track) = self.next_set(at) {
@@ -219,7 +220,8 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_moved_is_there_and_no_longer_here(
-            here in prop::collection::btree_set(0_u64..9000, 0..300), there in prop::collection::btree_set(0_u64..9000, 0..300)
+            here in prop::collection::btree_set(0_u64..9000, 0..300),
+            there in prop::collection::btree_set(0_u64..9000, 0..300),
         ) {
             let (from, to) = (bitmap(9000), bitmap(9000));
             for track in &here {

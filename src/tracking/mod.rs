@@ -5,20 +5,20 @@
 //! need one.
 //!
 //! **Two structures, two roles.** A volume has two bitmaps. Without an increment one is out-of-sync (OOS): writes mark
-//! it, the drain empties it; the other is the empty spare. The cut makes the spare change recording (CR), and OOS, which
-//! nobody marks any more, is what the consistency point still needs. When the increment ends, well or badly, CR simply
-//! becomes OOS ([`Tracking::retire`]): after a completed one the old OOS is empty, after an aborted one what is left of
-//! it is folded in ([`Tracking::fold`]). A write marks the bitmap it started with both times, whatever role that has by
-//! then, so no role change ever waits for a write.
+//! it, the drain empties it; the other is the empty spare. The cut makes the spare change recording (CR), and OOS,
+//! which nobody marks any more, is what the consistency point still needs. When the increment ends, well or badly, CR
+//! simply becomes OOS ([`Tracking::retire`]): after a completed one the old OOS is empty, after an aborted one what is
+//! left of it is folded in ([`Tracking::fold`]). A write marks the bitmap it started with both times, whatever role
+//! that has by then, so no role change ever waits for a write.
 //!
 //! **The cut.** [`Epoch`] is one word per daemon. Each volume of a cut is first armed with the coming epoch's number;
 //! one store then cuts all of them, because a write compares the two. A write takes its epoch, raises its queue's count
 //! for it and looks again: had the epoch moved in between, it retries. So when the word has moved and all counts of the
 //! old epoch are zero, no write of it can come any more.
 //!
-//! **Claims.** Whoever reads a track for the cut (the drain or a colliding write) first claims it, then clears its mark,
-//! reads it, and lets the claim go. A write after the cut claims too, for the length of a test: a mark found clear under
-//! the claim says that the old content is safe elsewhere, and stays clear until the increment ends.
+//! **Claims.** Whoever reads a track for the cut (the drain or a colliding write) first claims it, then clears its
+//! mark, reads it, and lets the claim go. A write after the cut claims too, for the length of a test: a mark found
+//! clear under the claim says that the old content is safe elsewhere, and stays clear until the increment ends.
 
 pub mod bitmap;
 pub mod claims;
@@ -212,8 +212,8 @@ impl Tracking {
         if !self.claims.claim(track, waiter) {
             return Collision::Busy;
         }
-        // Only the holder of the claim clears the mark, so between the look and the clear it stays. Counted before it is
-        // cleared: whoever finds no mark, and then nothing owned, knows that the drain has every content. If the
+        // Only the holder of the claim clears the mark, so between the look and the clear it stays. Counted before it
+        // is cleared: whoever finds no mark, and then nothing owned, knows that the drain has every content. If the
         // increment has ended meanwhile nothing collides, and the mark is the write's own.
         if roles.cut != NO_CUT && oos.is_set(track) {
             self.owned.fetch_add(1, SeqCst);
@@ -225,14 +225,14 @@ impl Tracking {
     }
 
     /// A colliding write that found no room to keep its track's content gives the track back: marked, and free to the
-    /// drain, which it then waits for. It counts as owned until the drain has been told: were it to stop being owned here,
-    /// a drain that had seen no mark before and nothing owned after would take the cut for complete.
+    /// drain, which it then waits for. It counts as owned until the drain has been told: were it to stop being owned
+    /// here, a drain that had seen no mark before and nothing owned after would take the cut for complete.
     pub fn disown(&self, track: TrackNo) {
         self.image_lost(TrackRange::one(track));
     }
 
-    /// Whether the drain still has to read a track that was given back, so that the write has to wait: then the waiter will
-    /// be told. Noted first, then looked: whoever takes the track after the look lets its claim go after that.
+    /// Whether the drain still has to read a track that was given back, so that the write has to wait: then the waiter
+    /// will be told. Noted first, then looked: whoever takes the track after the look lets its claim go after that.
     pub fn must_wait(&self, track: TrackNo, waiter: Waiter) -> bool {
         self.claims.note(waiter);
         self.out_of_sync().is_set(track) || self.claims.is_claimed(track)
@@ -335,8 +335,8 @@ impl Tracking {
         Some(self.unfolded.load(SeqCst)).filter(|cut| *cut != 0)
     }
 
-    /// Moves what an aborted increment left in the spare into OOS, and says whether the spare is ready for the next cut:
-    /// empty, with no write in flight that would mark it again. Called by the drain until it is.
+    /// Moves what an aborted increment left in the spare into OOS, and says whether the spare is ready for the next
+    /// cut: empty, with no write in flight that would mark it again. Called by the drain until it is.
     pub fn fold(&self) -> bool {
         let before = self.roles().before;
         let settled = self.in_flight_on(before.other()) == 0;
@@ -376,8 +376,8 @@ impl Tracking {
         (range, false)
     }
 
-    /// The drain has, or has no longer, contents that are neither marked nor durable at the secondary. Said before a mark
-    /// is cleared, and taken back after everything is durable or marked again.
+    /// The drain has, or has no longer, contents that are neither marked nor durable at the secondary. Said before a
+    /// mark is cleared, and taken back after everything is durable or marked again.
     pub fn in_hand(&self, something: bool) {
         self.in_hand.store(u64::from(something), SeqCst);
     }
@@ -415,8 +415,8 @@ impl Tracking {
         }
     }
 
-    /// The drain is about to sleep for want of marks: the next write that finishes has to wake it. To be followed by one
-    /// more look at the marks: the drain looks after the word is set, and a write looks at the word after its mark.
+    /// The drain is about to sleep for want of marks: the next write that finishes has to wake it. To be followed by
+    /// one more look at the marks: the drain looks after the word is set, and a write looks at the word after its mark.
     ///
     /// From the cut to the increment's end no write marks what the drain sends, and none has to wake it.
     pub fn doze(&self) {

@@ -1,5 +1,5 @@
-//! What is on its way to the secondary: runs read from the primary, each in a slot of memory, and before-images, each in
-//! a buffer of the pool. Bookkeeping only; it decides nothing.
+//! What is on its way to the secondary: runs read from the primary, each in a slot of memory, and before-images, each
+//! in a buffer of the pool. Bookkeeping only; it decides nothing.
 //!
 //! One rule lives here: of one track at most one content is on its way at a time, and a before-image that is waiting
 //! keeps its track from being read again, so that an older content never lands after a newer one (H14).

@@ -1,5 +1,5 @@
-//! A real control server on a thread of its own, in front of a controller that only pretends: it answers by the names of
-//! volumes. Must never grow logic of its own; what is tested is all that stands before a controller.
+//! A real control server on a thread of its own, in front of a controller that only pretends: it answers by the names
+//! of volumes. Must never grow logic of its own; what is tested is all that stands before a controller.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;

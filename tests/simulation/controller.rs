@@ -1,5 +1,5 @@
-//! Drives the [`Group`] machines as a controller does: one thread, one thing at a time, each effect a step of its own, so
-//! that host and drains run between any two of them.
+//! Drives the [`Group`] machines as a controller does: one thread, one thing at a time, each effect a step of its own,
+//! so that host and drains run between any two of them.
 
 use crate::checker::Stamp;
 use crate::trace::Note;
@@ -326,7 +326,8 @@ impl World {
         }
     }
 
-    /// A point does not change between the moment it is drained and the end of its increment, which is the first retire.
+    /// A point does not change between the moment it is drained and the end of its increment, which is the first
+    /// retire.
     fn check_unchanged(&mut self, number: u64) {
         let Some(running) = self.controller.find(number) else { return };
         let Some(point) = running.point.take() else { return };

@@ -1,5 +1,6 @@
-//! The simulated devices of one volume and what stands between them: sectors that hold stamps, requests that land sector
-//! by sector, a secondary with a volatile cache that fails, hangs and loses, and the memory of runs and before-images.
+//! The simulated devices of one volume and what stands between them: sectors that hold stamps, requests that land
+//! sector by sector, a secondary with a volatile cache that fails, hangs and loses, and the memory of runs and
+//! before-images.
 //!
 //! Memory is as cruel as the real one: a before-image's buffer that is let go is the next to be handed out, and what is
 //! written to the secondary is what the buffer holds while the request is carried out, not when it was submitted.

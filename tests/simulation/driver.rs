@@ -1,6 +1,7 @@
-//! Drives a [`Drain`](farpoint::uploader::Drain) as its thread does, one small step at a time: the answers first and the
-//! letters, then as many requests as it has, then the last look before it sleeps. It wakes for a letter, an answer, a claim let go, or the
-//! time it named, and for nothing else: a wake-up that the code forgets is a drain that never goes on.
+//! Drives a [`Drain`](farpoint::uploader::Drain) as its thread does, one small step at a time: the answers first and
+//! the letters, then as many requests as it has, then the last look before it sleeps. It wakes for a letter, an
+//! answer, a claim let go, or the time it named, and for nothing else: a wake-up that the code forgets is a drain that
+//! never goes on.
 
 use crate::devices::{Fate, Io, IoKind, index};
 use crate::trace::Note;

@@ -11,14 +11,18 @@
 //!   moved on, and where that is impossible the increment is given up;
 //! * drained means: no mark, nothing owned by a collision, nothing on its way, and a flush after all of it.
 
-use super::cargo::{Cargo, ImageNo, ImageState, Segment, Slot, SlotNo};
-use super::link::Link;
-use super::pace::Pace;
+mod send;
+mod sweep;
+
 use crate::bugs::{Bug, present};
 use crate::geometry::{TrackNo, TrackRange};
 use crate::increment::AbortReason;
 use crate::tracking::Tracking;
+use crate::uploader::cargo::{Cargo, ImageNo, Segment, Slot, SlotNo};
+use crate::uploader::link::Link;
+use crate::uploader::pace::Pace;
 use std::collections::{BTreeMap, BTreeSet};
+use sweep::Sweep;
 
 /// How long an unreadable track is left alone, in milliseconds.
 const UNREADABLE_RETRY_MS: u64 = 10_000;
@@ -129,34 +133,6 @@ pub struct Drain {
     totals: Totals,
 }
 
-/// Measures the lag. One pass of the cursor over the volume sends whatever was marked before the pass began; once all
-/// of that is acknowledged and flushed, the secondary holds everything from before then.
-#[derive(Debug, Clone, Copy, Default)]
-struct Sweep {
-    began_ms: u64,
-    /// When the oldest mark was made that had to be passed over, as far as is known; 0 if nothing is.
-    oldest_passed_ms: Option<u64>,
-    /// A finished pass: when it began, and the serial that the oldest unacknowledged run must have passed.
-    finished: Option<(u64, u64)>,
-    acknowledged_ms: u64,
-    flushing_ms: u64,
-    synced_ms: u64,
-}
-
-impl Sweep {
-    fn begin(&mut self, now_ms: u64) {
-        self.began_ms = now_ms;
-        self.oldest_passed_ms = None;
-    }
-
-    /// Marks have appeared that are older than they look, maybe behind the cursor: neither this pass nor one that is
-    /// not acknowledged yet says anything.
-    fn void(&mut self) {
-        self.oldest_passed_ms = Some(0);
-        self.finished = None;
-    }
-}
-
 impl Drain {
     pub fn new(limits: Limits, policy: Policy, seed: u64) -> Self {
         Self {
@@ -194,7 +170,8 @@ impl Drain {
         self.stopping = true;
     }
 
-    /// Whether nothing is left to wait for once stopped: what is on its way has arrived and was flushed, or was given up.
+    /// Whether nothing is left to wait for once stopped: what is on its way has arrived and was flushed, or was given
+    /// up.
     pub fn is_settled(&self) -> bool {
         self.unflushed.is_empty() && self.flushing.is_none()
     }
@@ -582,149 +559,5 @@ impl Drain {
             self.single.extend(tracks.iter());
         }
         self.cargo.end(slot);
-    }
-
-    // Sending.
-
-    fn next_send(&mut self, now_ms: u64) -> Option<Op> {
-        let sending = self.cargo.slots.iter().any(|slot| matches!(slot, Slot::Sending { sending, .. } if *sending > 0));
-        if !self.link.is_up() && (self.link.allows(now_ms, 1) == 0 || sending) {
-            return None;
-        }
-        self.cargo.slots.iter_mut().enumerate().find_map(|(index, slot)| match slot {
-            Slot::Sending { waiting, sending, .. } => {
-                let segment = waiting.pop_front()?;
-                *sending += 1;
-                Some(Op::Write(SlotNo(index), segment))
-            }
-            _ => None,
-        })
-    }
-
-    /// A part of a slot is at the secondary, or failed to get there.
-    pub fn write_done(&mut self, slot: SlotNo, segment: Segment, ok: bool, now_ms: u64, tracking: &Tracking) {
-        let again = (self.cut_counts() && !present(Bug::ResendFromPrimary)) || ok;
-        if ok {
-            self.acknowledged(segment.tracks, segment.zero, now_ms, tracking);
-        } else {
-            self.failed(now_ms);
-        }
-        let Slot::Sending { tracks, waiting, sending, claimed } = &mut self.cargo.slots[slot.0] else { return };
-        *sending -= 1;
-        if !ok && again {
-            waiting.push_front(segment);
-        }
-        let (tracks, claimed, ended) = (*tracks, *claimed, *sending == 0 && (waiting.is_empty() || !again));
-        if !ok && !again {
-            tracking.mark_out_of_sync(segment.tracks);
-        }
-        if ended {
-            // Without an increment a run that failed is not kept: what it held is marked and will be read anew.
-            if !again {
-                tracking.mark_out_of_sync(tracks);
-            }
-            if claimed {
-                self.release(tracks, tracking);
-            }
-            self.cargo.end(slot);
-        }
-    }
-
-    /// A before-image is at the secondary, or failed to get there.
-    pub fn image_done(&mut self, image: ImageNo, ok: bool, now_ms: u64, tracking: &Tracking) {
-        let Some((track, ImageState::Sending)) = self.cargo.images.get(&image).copied() else { return };
-        if ok {
-            self.acknowledged(TrackRange::one(track), false, now_ms, tracking);
-        } else {
-            self.failed(now_ms);
-            if self.cut_counts() {
-                self.cargo.image_again(image);
-                return;
-            }
-            tracking.mark_out_of_sync(TrackRange::one(track));
-        }
-        self.cargo.end_image(image);
-        if !present(Bug::ImageFreedEarly) {
-            self.freed.push(image);
-        }
-    }
-
-    /// The content in memory is not what was read (H20). It is never sent.
-    pub fn slot_damaged(&mut self, slot: SlotNo, segment: Segment, now_ms: u64, tracking: &Tracking) {
-        self.totals.checksum_errors += 1;
-        self.doom(AbortReason::ImageLost);
-        self.write_done(slot, segment, false, now_ms, tracking);
-    }
-
-    /// As [`Self::slot_damaged`], of a before-image.
-    pub fn image_damaged(&mut self, image: ImageNo, now_ms: u64, tracking: &Tracking) {
-        self.totals.checksum_errors += 1;
-        self.doom(AbortReason::ImageLost);
-        self.image_done(image, false, now_ms, tracking);
-    }
-
-    fn acknowledged(&mut self, tracks: TrackRange, zero: bool, now_ms: u64, tracking: &Tracking) {
-        self.link.succeeded();
-        if self.unflushed.is_empty() {
-            self.unflushed_since_ms = now_ms;
-        }
-        let (_, bytes) = tracking.geometry().bytes(tracks);
-        self.unflushed.push(tracks);
-        self.unflushed_bytes += bytes;
-        self.totals.bytes += bytes;
-        self.totals.tracks += tracks.count;
-        if zero {
-            self.totals.zero_tracks += tracks.count;
-        }
-    }
-
-    /// A request to the secondary failed: what it carried is not there.
-    fn failed(&mut self, now_ms: u64) {
-        self.sweep.void();
-        self.totals.secondary_errors += 1;
-        self.link.failed(now_ms);
-    }
-
-    // Flushing.
-
-    fn flush_due(&self, now_ms: u64, tracking: &Tracking) -> bool {
-        if self.unflushed.is_empty() || self.flushing.is_some() || self.link.allows(now_ms, 1) == 0 {
-            return false;
-        }
-        let end_of_drain = self.cut.is_some() && tracking.out_of_sync().count() == 0 && self.cargo.is_empty();
-        end_of_drain
-            || self.stopping
-            || self.unflushed_bytes >= self.limits.flush_bytes
-            || now_ms >= self.unflushed_since_ms + self.limits.flush_ms
-    }
-
-    fn begin_flush(&mut self) -> Op {
-        self.flushing = Some(std::mem::take(&mut self.unflushed));
-        self.unflushed_bytes = 0;
-        self.sweep.flushing_ms = self.sweep.acknowledged_ms;
-        Op::Flush
-    }
-
-    /// Everything acknowledged before the flush is durable, or all of it must be taken for lost (H7).
-    pub fn flush_done(&mut self, ok: bool, now_ms: u64, tracking: &Tracking) {
-        let covered = self.flushing.take().unwrap_or_default();
-        if ok || present(Bug::FlushFailureIgnored) {
-            self.totals.flushes += 1;
-            self.link.succeeded();
-            self.sweep.synced_ms = self.sweep.synced_ms.max(self.sweep.flushing_ms);
-            return;
-        }
-        self.failed(now_ms);
-        self.doom(AbortReason::FlushFailed);
-        self.sweep.acknowledged_ms = self.sweep.synced_ms;
-        // What was acknowledged since the last good flush, the later part included: the failed one may have eaten it.
-        for tracks in covered.into_iter().chain(std::mem::take(&mut self.unflushed)) {
-            tracking.mark_out_of_sync(tracks);
-        }
-        // And what is on its way: a part may have been in the cache already (a file without direct I/O).
-        for tracks in self.cargo.being_sent() {
-            tracking.mark_out_of_sync(tracks);
-        }
-        self.unflushed_bytes = 0;
     }
 }
