@@ -3,25 +3,21 @@
 from html import escape
 
 WIDTH, LEFT, RIGHT = 1180, 70, 20
-PANEL, GAP, TOP, BOTTOM = 300, 78, 104, 66
-RATIO_MAX = 1.5
+PANEL, GAP, TOP, BOTTOM = 300, 60, 124, 80
 SHOWN = {
     "tracking": ("farpoint, tracking only", "#1f5fbf"),
     "sync": ("farpoint, in sync with the drain running", "#2a9d8f"),
     "increments": ("farpoint, increments back to back", "#e9a23b"),
 }
 INK, FAINT, BAR_LINE = "#1b1f24", "#d5dae1", "#c92a2a"
-TITLES = {"randwrite": "random write", "randread": "random read", "seqwrite": "sequential write", "seqread": "sequential read"}
 
 
 def words(profile):
-    """randwrite-4k-qd32-2jobs: its two lines of label."""
-    parts = profile.split("-")
-    kind = TITLES.get(parts[0], parts[0])
-    size = parts[1].replace("k", " KiB") if len(parts) > 1 else ""
-    depth = parts[2].replace("qd", "depth ") if len(parts) > 2 else ""
-    jobs = ", 2 jobs" if parts[-1] == "2jobs" else ""
-    return f"{size} {kind}", f"{depth}{jobs}"
+    """The two lines below a group: randwrite-4k-qd32-2jobs is a 4 KiB write, random, depth 32, 2 jobs."""
+    kind, size, depth, *jobs = profile.split("-")
+    order, what = ("random", kind[4:]) if kind.startswith("rand") else ("sequential", kind[3:])
+    first = f"{size.replace('k', ' KiB')} {what}"
+    return first, ", ".join([order, depth.replace("qd", "depth "), *(job.replace("jobs", " jobs") for job in jobs)])
 
 
 def text(x, y, content, size=13, anchor="middle", color=INK, weight="normal"):
@@ -41,16 +37,16 @@ def thousands(value):
 class Panel:
     """One set of axes: a ratio per profile and system."""
 
-    def __init__(self, top, title, ratio, bar, below):
-        self.top, self.title, self.ratio, self.bar, self.below = top, title, ratio, bar, below
+    def __init__(self, top, title, ratio, bar, below, highest):
+        self.top, self.title, self.ratio, self.bar, self.below, self.highest = top, title, ratio, bar, below, highest
 
     def y(self, value):
-        return self.top + PANEL * (1 - min(value, RATIO_MAX) / RATIO_MAX)
+        return self.top + PANEL * (1 - min(value, self.highest) / self.highest)
 
     def axes(self):
         out = [text(LEFT, self.top - 12, self.title, 16, "start", weight="bold")]
-        for step in range(0, 7):
-            value = step * 0.25
+        for step in range(7):
+            value = step * self.highest / 6
             out.append(line(LEFT, self.y(value), WIDTH - RIGHT, self.y(value), FAINT))
             out.append(text(LEFT - 8, self.y(value) + 4, f"{value:.2f}", 12, "end"))
         out.append(line(LEFT, self.y(1), WIDTH - RIGHT, self.y(1), INK, 1.4))
@@ -67,17 +63,13 @@ class Panel:
                f'fill="{color}"/>']
         middle = x + width / 2
         out.append(line(middle, self.y(low), middle, self.y(high), INK, 1.4))
-        out += [line(middle - 5, self.y(end), middle + 5, self.y(end), INK, 1.4) for end in (low, high) if end <= RATIO_MAX]
+        out += [line(middle - 5, self.y(end), middle + 5, self.y(end), INK, 1.4) for end in (low, high) if end <= self.highest]
         missed = row["system"] == "tracking" and (value < self.bar if self.below else value > self.bar)
-        label_color = BAR_LINE if missed else INK
-        top = min(self.y(high), self.y(value)) - 6
-        label = f"{value:.2f}" if value <= RATIO_MAX else f"{value:.1f}"
-        weight = "bold" if row["system"] == "tracking" else "normal"
-        # Above the whisker, or inside the bar if there is no room.
-        if top < self.top + 10:
-            out.append(text(middle, self.y(0) - 8, label, 13, color="#ffffff", weight="bold"))
-        else:
-            out.append(text(middle, top, label, 13, color=label_color, weight=weight))
+        if missed:
+            out.append(f'<rect x="{x:.1f}" y="{self.y(0) - 24:.1f}" width="{width:.1f}" height="24" fill="{BAR_LINE}"/>')
+        fits = self.y(0) - self.y(value) > 26
+        out.append(text(middle, self.y(0) - 8 if fits else self.y(high) - 6, f"{value:.2f}", 13, color="#ffffff" if fits else INK,
+                        weight="bold"))
         return out
 
 
@@ -94,12 +86,11 @@ def labels(rows, profile, middle, y, key, unit):
     first, second = words(profile)
     out = [text(middle, y + 18, first, 13, weight="bold"), text(middle, y + 34, second, 13)]
     base, raw = rows.get(("rublk", profile)), rows.get(("raw", profile))
-    notes = []
     if base and base[key]:
-        notes.append(f"rublk loop {thousands(base[key])} {unit}")
-    if raw and raw[key] and base and base[key]:
-        notes.append(f"raw {raw[key] / base[key]:.1f}x")
-    return out + [text(middle, y + 51, ", ".join(notes), 12, color="#57606a")]
+        out.append(text(middle, y + 52, f"rublk loop: {thousands(base[key])} {unit}", 12, color="#57606a"))
+        if raw and raw[key]:
+            out.append(text(middle, y + 68, f"raw primary: {raw[key] / base[key]:.2g}x", 12, color="#57606a"))
+    return out
 
 
 def legend(y):
@@ -108,24 +99,25 @@ def legend(y):
         out.append(f'<rect x="{x}" y="{y - 11}" width="14" height="14" fill="{color}"/>')
         out.append(text(x + 20, y + 1, title, 13, "start"))
         x += 40 + 7.2 * len(title)
-    return out + [text(WIDTH - RIGHT, y + 1, "bars: median of the rounds; whiskers: smallest and largest", 12, "end", "#57606a")]
+    return out
 
 
 def plot(rows, profiles, machine, host):
     """The whole picture, from the rows of the table."""
     by_key = {(row["system"], row["profile"]): row for row in rows}
     second = TOP + PANEL + BOTTOM + GAP
-    height = second + PANEL + BOTTOM + 30
+    height = second + PANEL + BOTTOM + 10
     panels = [
-        (Panel(TOP, "IOPS compared with rublk loop (more is better)", "iops_ratio", 0.97, True), "iops", "IOPS"),
-        (Panel(second, "CPU time per I/O compared with rublk loop (less is better)", "cpu_ratio", 1.05, False), "cpu_us_per_io", "us"),
+        (Panel(TOP, "IOPS compared with rublk loop (more is better)", "iops_ratio", 0.97, True, 1.5), "iops", "IOPS"),
+        (Panel(second, "CPU time per I/O compared with rublk loop (less is better)", "cpu_ratio", 1.05, False, 3), "cpu_us_per_io", "us"),
     ]
     where = f"{machine['cpu']}, {machine['processors']} processors, Linux {machine['kernel']}, {host.get('place')}"
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
            'font-family="DejaVu Sans, Helvetica, Arial, sans-serif">', f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
            text(LEFT, 28, "farpoint beside a plain ublk loop target, on the same ram disk", 20, "start", weight="bold"),
-           text(LEFT, 48, where, 12, "start", "#57606a")]
-    out += legend(70)
+           text(LEFT, 48, where, 12, "start", "#57606a"),
+           text(WIDTH - RIGHT, 48, "bars: median of the rounds; whiskers: smallest and largest", 12, "end", "#57606a")]
+    out += legend(76)
     width = (WIDTH - LEFT - RIGHT) / max(len(profiles), 1)
     for panel, key, unit in panels:
         out += panel.axes()

@@ -202,6 +202,11 @@ impl Cargo {
         busy.map(|(_, taken)| *taken).min()
     }
 
+    /// A request failed: marks were put back that are older than the runs under way on their tracks.
+    pub fn forget_ages(&mut self) {
+        self.taken_ms.fill(0);
+    }
+
     /// Whether a before-image of the track waits or is being sent: how old a mark of the track is says neither.
     pub fn has_image(&self, track: TrackNo) -> bool {
         self.images.values().any(|(of, _)| *of == track)

@@ -160,7 +160,7 @@ impl Uploader {
             self.work(now)?;
             if !(marked && self.parts.drain.expects_answer()) {
                 // No answer will come that makes it look again, so a mark has to: the word, then one more look.
-                self.parts.tracking.doze();
+                self.parts.drain.doze(now, &self.parts.tracking);
                 self.work(now)?;
             }
             let quiet = self.requests.under_way() <= 1;

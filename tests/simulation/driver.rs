@@ -135,7 +135,7 @@ impl World {
             Phase::Doze => {
                 // No answer will come that makes it look again, so a mark has to: the word, then one more look.
                 volume.driver.dozed = true;
-                volume.tracking.doze();
+                volume.drain.doze(now_ms, &volume.tracking);
                 volume.driver.phase = Phase::Poll;
             }
             Phase::Sleep => {

@@ -34,7 +34,7 @@ mount_at "$dev" "$work/mnt"
 background "$device" churn "$work/mnt" --operations 100000 --threads 2
 churn=$job
 sleep 2
-fp down vol0 --force
+fp down vol0 --force --yes
 [[ ! -e $dev ]] || fail "$dev is still there after down --force"
 wait_for "the churn to end" gone "$churn"
 unmount "$work/mnt"

@@ -31,7 +31,7 @@ file_system() {
         *)
             # The smallest that all of them take.
             loop_device "$(sparse "$1" 320M)"
-            "mkfs.$1" -q "$node"
+            "mkfs.$1" -q "$node" >/dev/null 2>&1
             mount_at "$node" "$work/mnt-$1"
             ;;
     esac
@@ -46,7 +46,10 @@ for kind in ext4 xfs btrfs tmpfs; do
         continue
     fi
     file_system "$kind"
-    round "$kind" "$file" "$(sparse "$kind-secondary" $size)" 512
+    # btrfs takes direct I/O by its own blocks only.
+    blocks=512
+    [[ $kind != btrfs ]] || blocks=4096
+    round "$kind" "$file" "$(sparse "$kind-secondary" $size)" "$blocks"
     unmount "$work/mnt-$kind"
 done
 ram_disk 0 48 block-primary

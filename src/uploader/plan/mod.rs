@@ -202,6 +202,16 @@ impl Drain {
         self.link.is_up()
     }
 
+    /// Before the last look: lets the next write wake the drain, if a mark would give it something to do. Where it would
+    /// not, because the drain is paused, backs off or has spent its bandwidth, a message or a timer wakes it, and
+    /// waking it for every write would only cost.
+    pub fn doze(&self, now_ms: u64, tracking: &Tracking) {
+        let waits = self.link.retry_at_ms(now_ms).is_some() || self.pace.opens_at_ms(now_ms).is_some();
+        if !self.paused && !self.stopping && !waits {
+            tracking.doze();
+        }
+    }
+
     /// Whether an answer is still to come that will make it look again.
     pub fn expects_answer(&self) -> bool {
         self.cargo.under_way() > 0 || self.flushing.is_some()
@@ -313,8 +323,7 @@ impl Drain {
         let settling = unsettled.then_some(now_ms + 1);
         let unreadable = self.unreadable.values().filter(|retry_at| **retry_at > now_ms).min().copied();
         let urgent = self.urgent.values().min().map(|since| since + self.policy.collision_wait_ms);
-        let work = !self.paused && !self.stopping && tracking.out_of_sync().count() > 0;
-        let pace = work.then(|| self.pace.opens_at_ms(now_ms)).flatten();
+        let pace = if self.paused || self.stopping { None } else { self.pace.opens_at_ms(now_ms) };
         [settling, flush, unreadable, urgent, pace, self.link.retry_at_ms(now_ms)].into_iter().flatten().min()
     }
 
@@ -453,7 +462,9 @@ impl Drain {
         self.unreadable.retain(|_, retry_at| *retry_at > now_ms);
         // One that cannot be read is not tried again and again: its writer's wait runs out.
         let readable = |track: &TrackNo| !self.cargo.has(*track) && !self.unreadable.contains_key(track);
-        let urgent = self.urgent.keys().copied().find(readable);
+        // The oldest wait first: by their numbers, a track further up could wait for as long as others keep coming.
+        let waiting = self.urgent.iter().filter(|(track, _)| readable(track));
+        let urgent = waiting.min_by_key(|(_, since_ms)| **since_ms).map(|(track, _)| *track);
         if let Some(track) = urgent {
             let taken = self.take(track, 1, tracking, |_, _| true);
             if taken.count > 0 {

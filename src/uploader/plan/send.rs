@@ -103,6 +103,7 @@ impl Drain {
     /// A request to the secondary failed: what it carried is not there.
     fn failed(&mut self, now_ms: u64) {
         self.sweep.void();
+        self.cargo.forget_ages();
         self.totals.secondary_errors += 1;
         self.link.failed(now_ms);
     }
