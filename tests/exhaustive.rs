@@ -6,6 +6,16 @@
 //! (rings of doorbells, the controller's work) is done at once; requests land half when they are submitted and half
 //! when they are answered, so that what is read in between is torn.
 
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::format_push_string,
+    clippy::needless_pass_by_value,
+    clippy::similar_names,
+    clippy::single_match_else,
+    clippy::struct_excessive_bools,
+    reason = "a test program, where brevity counts for more"
+)]
+
 macro_rules! of_the_simulation {
     ($($name:ident: $path:literal,)*) => {
         $(#[path = $path]

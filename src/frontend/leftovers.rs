@@ -23,7 +23,7 @@ const DYING_TRIES: usize = 20;
 pub fn remove() -> (Vec<u32>, Vec<u32>) {
     // Right after a kill the kernel may still be ending the device.
     for _ in 0..DYING_TRIES {
-        if !ours().iter().any(|left| *left == Left::Dying) {
+        if !ours().contains(&Left::Dying) {
             break;
         }
         thread::sleep(DYING_PAUSE);

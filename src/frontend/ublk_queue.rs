@@ -249,7 +249,7 @@ fn dispatch(completion: &cqueue::Entry, bell: &Doorbell, handler: &mut impl Hand
         }
         let description = io.queue.get_iod(tag);
         if let Some(request) = Request::parse(description.op_flags, description.start_sector, description.nr_sectors) {
-            handler.arrive(tag, request, io)
+            handler.arrive(tag, request, io);
         } else {
             tracing::warn!("a request of an unknown kind is refused: {description:?}");
             io.complete(tag, -libc::EOPNOTSUPP);

@@ -4,6 +4,14 @@
 //! Without a command it only shows that the checker finds what it is there to find, which needs neither root nor ublk;
 //! the rest is run by `tests/vm/run.sh` in the guest.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::match_bool,
+    clippy::similar_names,
+    clippy::type_complexity,
+    reason = "a test program, where brevity counts for more"
+)]
+
 mod checker;
 mod control;
 mod disk;
