@@ -15,7 +15,7 @@ long=${FARPOINT_LONG:-}
 
 # An emulated CPU that others use too may be away from a task for this long; added to every bound of a latency.
 # shellcheck disable=SC2034 # For the tests.
-slack_ms=3000
+slack_ms=4000
 # How long anything may take that is not a matter of latency.
 patience=60
 

@@ -17,9 +17,9 @@ dmsetup remove --noudevrules --noudevsync upon
 mkfs.ext4 -q "$dev"
 mount_at "$dev" "$work/mnt"
 truncate --size=16M "$work/mnt/file"
-refused "a file on it as secondary" "[18]" "*" timeout 60 "$farpoint" --config-dir "$work/etc" \
+refused "a file on it as secondary" "[138]" "*" timeout 60 "$farpoint" --config-dir "$work/etc" \
     create bad --primary "$other" --secondary "$work/mnt/file"
-refused "a file on it as primary" "[18]" "*" timeout 60 "$farpoint" --config-dir "$work/etc" \
+refused "a file on it as primary" "[138]" "*" timeout 60 "$farpoint" --config-dir "$work/etc" \
     create bad --primary "$work/mnt/file" --secondary "$other"
 unmount "$work/mnt"
 expect "volumes" vol0 "$(fp status --json | jq --raw-output '.volumes[].name')"
