@@ -83,6 +83,7 @@ impl Mapping {
     }
 
     /// Populates the first `bytes` now, so that no page fault waits for memory later. Failing only means later faults.
+    #[cfg_attr(farpoint_loom, allow(dead_code, reason = "the words of loom are not mapped"))]
     #[expect(unsafe_code, reason = "madvise")]
     fn populate(&self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
@@ -267,11 +268,13 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// Loom's atomics with the one total order that `SeqCst` gives and loom leaves out: it takes `SeqCst` accesses for
-/// acquire and release, and keeps that order only for fences. So there is a fence before and after each access.
+/// Loom's atomics with the one total order that `SeqCst` gives and loom leaves out: it takes such accesses for acquire and
+/// release. Here every access reads the newest value and writes it, so that they are in one order; and so that loom, which
+/// remembers only the last access to a word, does not miss that a load of one thread and a change of another depend on
+/// each other when the other has loaded the word in between.
 #[cfg(farpoint_loom)]
 pub mod sequential {
-    use loom::sync::atomic::{self, Ordering, fence};
+    use loom::sync::atomic::{self, Ordering};
 
     macro_rules! sequential {
         ($name:ident, $word:ty) => {
@@ -283,43 +286,36 @@ pub mod sequential {
                     Self(atomic::$name::new(value))
                 }
 
-                fn fenced<T>(&self, access: impl FnOnce(&atomic::$name) -> T) -> T {
-                    fence(Ordering::SeqCst);
-                    let result = access(&self.0);
-                    fence(Ordering::SeqCst);
-                    result
-                }
-
                 pub fn load(&self, order: Ordering) -> $word {
-                    self.fenced(|word| word.load(order))
+                    self.0.fetch_or(0, order)
                 }
 
                 pub fn store(&self, value: $word, order: Ordering) {
-                    self.fenced(|word| word.store(value, order));
+                    self.0.swap(value, order);
                 }
 
                 pub fn swap(&self, value: $word, order: Ordering) -> $word {
-                    self.fenced(|word| word.swap(value, order))
+                    self.0.swap(value, order)
                 }
 
                 pub fn fetch_add(&self, value: $word, order: Ordering) -> $word {
-                    self.fenced(|word| word.fetch_add(value, order))
+                    self.0.fetch_add(value, order)
                 }
 
                 pub fn fetch_sub(&self, value: $word, order: Ordering) -> $word {
-                    self.fenced(|word| word.fetch_sub(value, order))
+                    self.0.fetch_sub(value, order)
                 }
 
                 pub fn fetch_or(&self, value: $word, order: Ordering) -> $word {
-                    self.fenced(|word| word.fetch_or(value, order))
+                    self.0.fetch_or(value, order)
                 }
 
                 pub fn fetch_and(&self, value: $word, order: Ordering) -> $word {
-                    self.fenced(|word| word.fetch_and(value, order))
+                    self.0.fetch_and(value, order)
                 }
 
                 pub fn fetch_max(&self, value: $word, order: Ordering) -> $word {
-                    self.fenced(|word| word.fetch_max(value, order))
+                    self.0.fetch_max(value, order)
                 }
             }
         };

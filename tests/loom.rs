@@ -5,9 +5,9 @@
 #![cfg(farpoint_loom)]
 
 use farpoint::geometry::{Geometry, TrackNo, TrackRange};
-use farpoint::memory::Words;
+use farpoint::memory::{Words, sequential::AtomicU64};
 use farpoint::tracking::{Admission, Bitmap, Collision, Epoch, Ticket, Tracking, Waiter, Waiters};
-use loom::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use loom::sync::atomic::Ordering::SeqCst;
 use loom::thread;
 use std::sync::Arc;
 

@@ -19,10 +19,12 @@ impl Tracks {
     /// Adds the tracks set in `bitmap`.
     pub fn add(&mut self, bitmap: &Bitmap) {
         let mut at = TrackNo(0);
-        while let Some(track) = bitmap.next_set(at) {
-            self.0.insert(track.0);
-            at = TrackNo(track.0 + 1);
+        while let Some(start) = bitmap.next_set(at) {
+            at = TrackNo(start.0 + bitmap.run_length(start));
+            self.0.insert_range(start.0..at.0);
         }
+        // Runs as runs: a volume of which everything is out of sync takes a few kilobytes.
+        self.0.optimize();
     }
 
     /// Sets the tracks in `bitmap`.

@@ -136,6 +136,20 @@ impl Bitmap {
         self.count.0.store(self.tracks, SeqCst);
     }
 
+    /// How many tracks are set from `start` on without a gap, found word by word.
+    pub fn run_length(&self, start: TrackNo) -> u64 {
+        let mut at = start.0;
+        while at < self.tracks {
+            let (word, _) = Self::place(TrackNo(at));
+            let ones = u64::from((self.words[word].load(SeqCst) >> (at % WORD_BITS)).trailing_ones());
+            at += ones;
+            if ones == 0 || !at.is_multiple_of(WORD_BITS) {
+                break;
+            }
+        }
+        at.min(self.tracks) - start.0
+    }
+
     /// Moves every track that is set here to `other`, of the same size, a word at a time. At no instant is one in
     /// neither.
     pub fn move_to(&self, other: &Self) {
@@ -218,6 +232,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn runs_cover_exactly_what_is_set(set in prop::collection::vec((0_u64..9000, 1_u64..300), 0..40)) {
+            let bitmap = bitmap(9000);
+            let tracks: BTreeSet<u64> = set.iter().flat_map(|(at, count)| *at..(at + count).min(9000)).collect();
+            for track in &tracks {
+                bitmap.set(TrackNo(*track));
+            }
+            let (mut at, mut found) = (0, BTreeSet::new());
+            while let Some(start) = bitmap.next_set(TrackNo(at)) {
+                let count = bitmap.run_length(start);
+                prop_assert!(count > 0);
+                found.extend(start.0..start.0 + count);
+                at = start.0 + count;
+            }
+            prop_assert_eq!(found, tracks);
+        }
+
         #[test]
         fn what_is_moved_is_there_and_no_longer_here(
             here in prop::collection::btree_set(0_u64..9000, 0..300),
