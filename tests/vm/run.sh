@@ -133,7 +133,30 @@ boot() {
         keep=$(cd "$keep" && pwd)
         options+=(--share "$keep")
     fi
-    exec "$top/scripts/vm" "${options[@]}" -- "$here/run.sh" --inside "--$form" ${keep:+--keep "$keep"} "${chosen[@]}"
+    local output again status=0
+    output=$(mktemp /tmp/farpoint-tests.XXXXXX)
+    guest "$output" "${chosen[@]}" || status=$?
+    mapfile -t again < <(sed -n 's/^again   \([a-z0-9-]*\):.*/\1/p' "$output")
+    if ((${#again[@]} > 0)); then
+        echo "run.sh: once more in a new guest: ${again[*]}"
+        FARPOINT_TEST_AGAIN=yes guest "$output" "${again[@]}" || status=$?
+    fi
+    rm -f "$output"
+    return "$status"
+}
+
+# guest OUTPUT [TEST]...: runs tests in a new guest; what they print goes to the file OUTPUT as well.
+guest() {
+    local output=$1
+    shift
+    "$top/scripts/vm" "${options[@]}" -- "$here/run.sh" --inside "--$form" ${keep:+--keep "$keep"} "$@" | tee "$output"
+}
+
+# machine_fault LOG: programs that have nothing to do with farpoint stopped starting. Some boots of an emulated processor
+# come to that (QEMU 7.2: closed files that stay open, files that are lost), and then whatever the test says means nothing.
+machine_fault() {
+    grep --quiet --extended-regexp \
+        'error while loading shared libraries|cannot close file descriptor|cannot open shared object file|Too many open files' "$1"
 }
 
 # What every test needs, once.
@@ -154,7 +177,7 @@ prepare() {
     echo 1 >/proc/sys/kernel/hung_task_all_cpu_backtrace 2>/dev/null || true
 }
 
-passed=0 failed=0 skipped=0
+passed=0 failed=0 skipped=0 unclear=0
 
 # run_test NAME SECONDS
 run_test() {
@@ -178,6 +201,11 @@ verdict() {
         0) passed=$((passed + 1)) && echo "ok      $1 ($4 s) $figures" ;;
         77) skipped=$((skipped + 1)) && echo "skipped $1: $(sed -n 's/^skipped: //p' "$3" | tail -n 1)" ;;
         *)
+            if [[ -z ${FARPOINT_TEST_AGAIN:-} ]] && machine_fault "$3"; then
+                unclear=$((unclear + 1))
+                echo "again   $1: programs of the guest stopped starting, so that it says nothing; repeated in a new guest"
+                return
+            fi
             failed=$((failed + 1))
             echo "FAILED  $1 ($4 s) $figures"
             tail -n 45 "$3" | sed 's/^/        /'
@@ -251,6 +279,7 @@ run_inside() {
     while read -r name seconds <&3; do
         run_test "$name" "$seconds"
     done 3< <(selection)
+    ((unclear == 0)) || echo "$unclear to be repeated"
     echo "$passed passed, $failed failed, $skipped skipped in $SECONDS seconds"
     ((failed == 0))
 }
