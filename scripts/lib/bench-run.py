@@ -9,6 +9,7 @@ bench-report.py reads the file.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,9 @@ class Bench:
         print(f"bench: {time.monotonic() - self.began:5.0f} s  {text}", file=sys.stderr, flush=True)
 
     def close(self):
+        """Removes what was made; whoever was stopped has to go on for that."""
+        for pid in [self.daemon.pid] + (self.rublk.pids() if self.rublk else []):
+            os.kill(pid, signal.SIGCONT)
         if self.rublk:
             self.rublk.remove()
         self.daemon.stop()
@@ -114,8 +118,18 @@ def run_fio(bench, profile, device, pids):
     }
 
 
+def rest(bench, system):
+    """Stops the servers that are not measured: even an idle one looks after its timers. No request is under way to them."""
+    servers = {"farpoint": [bench.daemon.pid], "rublk": bench.rublk.pids() if bench.rublk else []}
+    at_work = {"raw": None, "rublk": "rublk"}.get(system, "farpoint")
+    for name, pids in servers.items():
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT if name == at_work else signal.SIGSTOP)
+
+
 def prepare(bench, system):
     """Brings the volume into the state that a system stands for; returns the device, the servers and what ends it."""
+    rest(bench, system)
     client, daemon = bench.client, bench.daemon
     if system == "raw":
         return PRIMARY, [], lambda: {}
@@ -151,6 +165,7 @@ def measure_io(bench):
                 figures.update(end())
                 bench.sample("io", round=number, system=system, profile=profile, **figures)
                 bench.say(f"round {number + 1} of {options.rounds}  {profile:24} {system:10} {figures['iops']:9.0f} IOPS")
+    rest(bench, "tracking")
     bench.client.call("down", volume=VOLUME)
     bench.client.call("delete", volume=VOLUME)
 

@@ -12,7 +12,7 @@ lib=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 farpoint=$1 parcel=$2
 volume=demo volume_mib=512
 # Bytes per second of the link that the demonstration pretends to have.
-link=8MiB
+link=4MiB
 doing="making ready" result=''
 work='' run='' daemon='' bank='' churn='' device=''
 acked='' longest=''
@@ -140,7 +140,7 @@ start_writers() {
     bank=$!
     churn_files 2>/dev/null &
     churn=$!
-    until [[ -s $work/acked ]] && read_acked && ((acked >= 100)); do
+    until [[ -s $work/acked && -d $work/live/churn/2 ]] && read_acked && ((acked >= 100)); do
         if ((tries-- == 0)) || ! kill -0 "$bank" 2>/dev/null; then
             failed "the database does not run: $(cat "$work/bank.log")"
         fi
