@@ -6,6 +6,7 @@
 
 use farpoint::geometry::{Geometry, TrackNo, TrackRange};
 use farpoint::memory::{Words, sequential::AtomicU64};
+use farpoint::tracking::claims::STRIPES;
 use farpoint::tracking::{Admission, Bitmap, Collision, Epoch, Ticket, Tracking, Waiter, Waiters};
 use loom::sync::atomic::Ordering::SeqCst;
 use loom::thread;
@@ -23,10 +24,14 @@ fn bitmap(tracks: u64) -> Bitmap {
     Bitmap::new(tracks, Words::new(words).expect("memory"))
 }
 
-/// A volume of two tracks with one queue.
+/// A volume with one queue.
+fn volume_of(tracks: u64, epoch: &Arc<Epoch>) -> Arc<Tracking> {
+    let geometry = Geometry::new(tracks * 4096, 4096).expect("valid");
+    Arc::new(Tracking::new(geometry, 1, epoch.clone(), [bitmap(tracks), bitmap(tracks)]))
+}
+
 fn volume(epoch: &Arc<Epoch>) -> Arc<Tracking> {
-    let geometry = Geometry::new(2 * 4096, 4096).expect("valid");
-    Arc::new(Tracking::new(geometry, 1, epoch.clone(), [bitmap(2), bitmap(2)]))
+    volume_of(2, epoch)
 }
 
 fn admitted(tracking: &Tracking) -> Ticket {
@@ -43,9 +48,9 @@ fn write(tracking: &Tracking, ticket: Ticket) -> bool {
 }
 
 /// After a cut that is released, with `TRACK` still to be sent.
-fn running() -> Arc<Tracking> {
+fn running(tracks: u64) -> Arc<Tracking> {
     let epoch = Arc::new(Epoch::new());
-    let tracking = volume(&epoch);
+    let tracking = volume_of(tracks, &epoch);
     let ticket = admitted(&tracking);
     write(&tracking, ticket);
     tracking.arm(1);
@@ -210,7 +215,7 @@ fn meet(tracking: &Tracking, primary: &AtomicU64, room: bool) -> (Option<u64>, b
 /// The drain meets a colliding write at one track.
 fn collision(room: bool) {
     loom::model(move || {
-        let tracking = running();
+        let tracking = running(2);
         let primary = Arc::new(AtomicU64::new(0));
         let host = {
             let (tracking, primary) = (tracking.clone(), primary.clone());
@@ -245,6 +250,28 @@ fn a_track_of_the_cut_has_exactly_one_owner() {
 #[test]
 fn a_write_that_found_no_room_is_told_when_its_track_was_read() {
     collision(false);
+}
+
+#[test]
+fn a_drain_that_met_a_test_of_another_track_is_told_when_it_is_over() {
+    // Under one claim with `TRACK`, and not out of sync.
+    const TWIN: TrackNo = TrackNo(STRIPES);
+    loom::model(|| {
+        let tracking = running(STRIPES + 1);
+        let host = {
+            let tracking = tracking.clone();
+            thread::spawn(move || {
+                let met = tracking.collide(TWIN, Waiter::queue(QUEUE));
+                (met == Collision::None).then(|| tracking.claims().take_waiters())
+            })
+        };
+        let taken = tracking.take(TRACK, 1, |_| true).0.count > 0;
+        if taken {
+            tracking.image_read(one());
+        }
+        let told = host.join().expect("no panic");
+        assert!(taken || told.is_some_and(|told| told.contains(Waiter::DRAIN)), "the drain waits for ever");
+    });
 }
 
 #[test]
@@ -292,7 +319,7 @@ fn the_spare_is_not_ready_before_the_last_write_of_the_old_epoch_has_finished() 
 #[test]
 fn a_drain_that_looks_during_an_abort_folds_only_afterwards() {
     loom::model(|| {
-        let tracking = running();
+        let tracking = running(2);
         let ticket = admitted(&tracking);
         let other = TrackRange::one(TrackNo(1));
         tracking.mark(&ticket, other);

@@ -231,7 +231,8 @@ fn add(shape: &Shape) -> Result<UblkCtrl, UblkError> {
         .nr_queues(shape.queues)
         .depth(shape.depth)
         .io_buf_bytes(REQUEST_BYTES_MAX)
-        // A queue's thread stays on one processor of those that the kernel feeds the queue from, as other ublk servers do.
+        // A queue's thread stays on one processor of those that the kernel feeds the queue from, as other ublk
+        // servers do.
         .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV | UblkFlags::UBLK_DEV_F_SINGLE_CPU_AFFINITY)
         .build()
 }

@@ -202,7 +202,8 @@ impl Drain {
         self.link.is_up()
     }
 
-    /// Before the last look: lets the next write wake the drain, if a mark would give it something to do. Where it would
+    /// Before the last look: lets the next write wake the drain, if a mark would give it something to do. Where it
+    /// would
     /// not, because the drain is paused, backs off or has spent its bandwidth, a message or a timer wakes it, and
     /// waking it for every write would only cost.
     pub fn doze(&self, now_ms: u64, tracking: &Tracking) {
