@@ -18,13 +18,14 @@ TEST is the name of a file in tests/vm without .sh.
   --smoke       only the tests that show that a kernel suits: about two minutes
   --kernel K    6.12 (default) or newest
   --inside      do not boot: this is the guest, or a machine with ublk that may be used for tests
-  --keep DIR    leave the tests' logs in DIR
+  --keep DIR    leave the tests' logs in DIR [default: vm-tests in the target directory]
   --list        print the tests of the form chosen
   --help        this text
 
 One line is printed for each test: ok, FAILED with the end of its log, or skipped with the reason. The last line is
-"N passed, N failed, N skipped". Exit status: 0 if none failed, 1 if one did, 2 wrong usage; others are those of
-scripts/vm. FARPOINT_BIN and FARPOINT_DEVICE_BIN name programs that are built already.
+"N passed, N failed, N skipped". Exit status: 0 if none failed, 1 if one did, 2 wrong usage, 3 if not all could be run.
+A guest that dies fails the test under way, and the others run in another one. FARPOINT_BIN, FARPOINT_DEVICE_BIN and
+FARPOINT_STORAGE_BIN name programs that are built already.
 TEXT
 }
 
@@ -124,39 +125,55 @@ built() {
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
 }
 
+# boot TEST...: the exit status is that of the guest.
 boot() {
-    local options=(--timeout 1500 --memory 3072)
-    [[ $form != long ]] || options=(--timeout 7200 --memory 3072)
+    local options=(--timeout 1500 --memory 3072 --share "$keep")
+    [[ $form != long ]] || options[1]=7200
     [[ -z $kernel ]] || options+=(--kernel "$kernel")
-    if [[ -n $keep ]]; then
-        mkdir -p "$keep"
-        keep=$(cd "$keep" && pwd)
-        options+=(--share "$keep")
-    fi
-    local output again status=0
-    output=$(mktemp /tmp/farpoint-tests.XXXXXX)
-    guest "$output" "${chosen[@]}" || status=$?
-    mapfile -t again < <(sed -n 's/^again   \([a-z0-9-]*\):.*/\1/p' "$output")
-    if ((${#again[@]} > 0)); then
-        echo "run.sh: once more in a new guest: ${again[*]}"
-        FARPOINT_TEST_AGAIN=yes guest "$output" "${again[@]}" || status=$?
-    fi
-    rm -f "$output"
-    return "$status"
+    "$top/scripts/vm" "${options[@]}" -- "$here/run.sh" --inside "--$form" --keep "$keep" "$@"
 }
 
-# guest OUTPUT [TEST]...: runs tests in a new guest; what they print goes to the file OUTPUT as well.
-guest() {
-    local output=$1
-    shift
-    "$top/scripts/vm" "${options[@]}" -- "$here/run.sh" --inside "--$form" ${keep:+--keep "$keep"} "$@" | tee "$output"
+# remaining: the names of the tests chosen that have no result yet.
+remaining() {
+    local name
+    while read -r name _; do
+        grep --quiet "^[a-zA-Z]* $name\$" "$keep/results" || echo "$name"
+    done < <(selection)
 }
 
-# machine_fault LOG: programs that have nothing to do with farpoint stopped starting. Some boots of an emulated processor
-# come to that (QEMU 7.2: closed files that stay open, files that are lost), and then whatever the test says means nothing.
-machine_fault() {
-    grep --quiet --extended-regexp \
-        'error while loading shared libraries|cannot close file descriptor|cannot open shared object file|Too many open files' "$1"
+# run_in_guests: as many guests as are needed, within reason.
+run_in_guests() {
+    local boots status left=()
+    keep=${keep:-${CARGO_TARGET_DIR:-$top/target}/vm-tests}
+    mkdir -p "$keep"
+    keep=$(cd "$keep" && pwd -P)
+    : >"$keep/results"
+    for ((boots = 0; boots < 5; boots++)); do
+        mapfile -t left < <(remaining)
+        ((${#left[@]} > 0)) || break
+        rm -f "$keep/current"
+        status=0
+        boot "${left[@]}" || status=$?
+        if [[ $status != [01] && -s $keep/current ]]; then
+            echo "FAILED  $(<"$keep/current"): the guest ended with $status while it ran"
+            echo "failed $(<"$keep/current")" >>"$keep/results"
+        elif [[ $status != [01] ]]; then
+            echo "run.sh: the guest could not run the tests: $status" >&2
+            return 3
+        fi
+    done
+    conclude
+    mapfile -t left < <(remaining)
+    ((${#left[@]} == 0)) || { echo "run.sh: not run: ${left[*]}" >&2 && return 3; }
+    ! grep --quiet '^failed ' "$keep/results"
+}
+
+conclude() {
+    local count each=()
+    for count in passed failed skipped; do
+        each+=("$(grep --count "^$count " "$keep/results" || true) $count")
+    done
+    echo "${each[0]}, ${each[1]}, ${each[2]} in $SECONDS seconds"
 }
 
 # What every test needs, once.
@@ -177,12 +194,19 @@ prepare() {
     echo 1 >/proc/sys/kernel/hung_task_all_cpu_backtrace 2>/dev/null || true
 }
 
-passed=0 failed=0 skipped=0 unclear=0
+# The file server of the guest has a file open for every one that the guest remembers, and may open only so many.
+forget_files() {
+    local inodes
+    read -r inodes _ </proc/sys/fs/inode-nr
+    ((inodes < 12000)) || echo 2 >/proc/sys/vm/drop_caches
+}
 
 # run_test NAME SECONDS
 run_test() {
     local name=$1 seconds=$2 status=0 log began=$SECONDS
-    log=$directory/$name.log
+    forget_files
+    log=$keep/$name.log
+    echo "$name" >"$keep/current"
     export FARPOINT_WORK=$directory/$name
     mkdir -p "$FARPOINT_WORK"
     echo "farpoint-test: $name" >/dev/kmsg
@@ -195,23 +219,17 @@ run_test() {
 
 # verdict NAME STATUS LOG SECONDS
 verdict() {
-    local figures
+    local figures word=failed
     figures=$(sed -n 's/^figure: //p' "$3" | tr '\n' ' ')
     case $2 in
-        0) passed=$((passed + 1)) && echo "ok      $1 ($4 s) $figures" ;;
-        77) skipped=$((skipped + 1)) && echo "skipped $1: $(sed -n 's/^skipped: //p' "$3" | tail -n 1)" ;;
+        0) word=passed && echo "ok      $1 ($4 s) $figures" ;;
+        77) word=skipped && echo "skipped $1: $(sed -n 's/^skipped: //p' "$3" | tail -n 1)" ;;
         *)
-            if [[ -z ${FARPOINT_TEST_AGAIN:-} ]] && machine_fault "$3"; then
-                unclear=$((unclear + 1))
-                echo "again   $1: programs of the guest stopped starting, so that it says nothing; repeated in a new guest"
-                return
-            fi
-            failed=$((failed + 1))
             echo "FAILED  $1 ($4 s) $figures"
             tail -n 45 "$3" | sed 's/^/        /'
             ;;
     esac
-    [[ -z $keep ]] || cp "$3" "$keep/"
+    echo "$word $1" >>"$keep/results"
 }
 
 # aftermath NAME: what the test left in the machine; whatever it is goes, but it counts as a failure.
@@ -272,16 +290,21 @@ hung() {
     return 1
 }
 
+# Called by run_in_guests, or by hand on a machine that has ublk.
 run_inside() {
-    local name seconds
+    local name seconds by_hand=''
     prepare
+    if [[ -z $keep ]]; then
+        by_hand=yes keep=$directory
+        : >"$keep/results"
+    fi
     echo "farpoint tests ($form) on Linux $(uname -r)"
     while read -r name seconds <&3; do
         run_test "$name" "$seconds"
     done 3< <(selection)
-    ((unclear == 0)) || echo "$unclear to be repeated"
-    echo "$passed passed, $failed failed, $skipped skipped in $SECONDS seconds"
-    ((failed == 0))
+    rm -f "$keep/current"
+    [[ -z $by_hand ]] || conclude
+    ! grep --quiet '^failed ' "$keep/results"
 }
 
 main() {
@@ -299,7 +322,7 @@ main() {
         return
     fi
     build
-    boot
+    run_in_guests
 }
 
 main "$@"
