@@ -8,11 +8,13 @@ bench-report.py reads the file.
 
 import argparse
 import json
+import mmap
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -51,6 +53,7 @@ class Bench:
             self.rublk.remove()
         self.daemon.stop()
         self.out.close()
+        subprocess.run(["modprobe", "--remove", "brd"], check=False, stderr=subprocess.DEVNULL)
         run("rm", "--recursive", "--force", self.work)
 
 
@@ -170,10 +173,15 @@ def measure_io(bench):
     bench.client.call("delete", volume=VOLUME)
 
 
+def fill(mib):
+    """Nothing may be measured on a ram disk without memory, and the drain sends zeroes in another way than data."""
+    for device in (PRIMARY, SECONDARY):
+        run("fio", "--name=fill", f"--filename={device}", "--rw=write", "--bs=1M", "--direct=1", "--refill_buffers=1",
+            "--output=/dev/null", f"--size={mib}M")
+
+
 def make_devices(bench):
     queues = bench.options.queues
-    run("fio", "--name=fill", f"--filename={PRIMARY}", "--rw=write", "--bs=1M", "--direct=1", "--refill_buffers=1",
-        "--output=/dev/null", f"--size={bench.options.mib}M")
     bench.device = bench.daemon.volume(VOLUME, PRIMARY, SECONDARY, queues)
     # farpoint first: it wants its primary to itself, rublk does not mind.
     if "rublk" in bench.options.systems:
@@ -228,24 +236,48 @@ def hold_of(bench, volume, device, cuts=5):
 
 
 def measure_drain(bench):
-    """The drain of a volume that is out of sync from end to end, against dd of the same devices in the same turn."""
+    """The drain of a volume that is out of sync from end to end, against plain copies of the same devices in the same turn."""
     size = bench.options.mib << 20
     device = bench.daemon.volume("drain", PRIMARY, SECONDARY, 1)
+    ways = {"dd": copy_by_dd, "parallel": lambda: copy_in_parallel(size), "drain": lambda: drain(bench, device)}
+    order = list(ways)
     for number in range(bench.options.rounds):
-        rates = {}
-        ways = [("dd", lambda: plain_copy()), ("drain", lambda: drain(bench, device))]
-        for name, way in ways if number % 2 == 0 else reversed(ways):
-            rates[name] = size / 1048576 / way()
+        turn = number % len(order)
+        rates = {way: size / 1048576 / ways[way]() for way in order[turn:] + order[:turn]}
         bench.sample("drain", round=number, **rates)
-        bench.say(f"drain {rates['drain']:.0f} MiB/s, dd {rates['dd']:.0f} MiB/s")
+        bench.say("  ".join(f"{way} {rates[way]:.0f} MiB/s" for way in order))
     bench.client.call("down", volume="drain")
     bench.client.call("delete", volume="drain")
 
 
-def plain_copy():
+def copy_by_dd():
     began = time.monotonic()
     run("dd", f"if={PRIMARY}", f"of={SECONDARY}", "bs=1M", "iflag=direct", "oflag=direct", "conv=fsync", "status=none")
     return time.monotonic() - began
+
+
+def copy_in_parallel(size, threads=16):
+    """As many requests at a time as the drain's window has, for dd has but one."""
+    source, sink = os.open(PRIMARY, os.O_RDONLY | os.O_DIRECT), os.open(SECONDARY, os.O_WRONLY | os.O_DIRECT)
+    offsets = iter(range(0, size, 1 << 20))
+
+    def work(buffer):
+        # One step of an iterator is not interrupted by another thread.
+        for offset in offsets:
+            if os.preadv(source, [buffer], offset) != 1 << 20 or os.pwritev(sink, [buffer], offset) != 1 << 20:
+                raise RuntimeError(f"short copy at {offset}")
+
+    workers = [threading.Thread(target=work, args=(mmap.mmap(-1, 1 << 20),)) for _ in range(threads)]
+    began = time.monotonic()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    os.fsync(sink)
+    took = time.monotonic() - began
+    os.close(source)
+    os.close(sink)
+    return took
 
 
 def drain(bench, device):
@@ -277,6 +309,7 @@ def parse():
 def main():
     options = parse()
     make_ram_disks(2, options.mib)
+    fill(options.mib)
     bench = Bench(options)
     parts = {"io": measure_io, "hold": measure_hold, "drain": measure_drain}
     try:
