@@ -21,7 +21,6 @@ file_system() {
     mount_at "$dev" "$live_mount"
     say "copying a tree"
     mkdir "$live_mount/tree"
-    # The head ends early, and that is no error.
     # The reader of the names ends early, and that is no error.
     { find /usr/share /usr/lib /etc -xdev -type f -size -100k -readable -print0 2>/dev/null || true; } |
         { head --zero-terminated -n "$files"; cat >/dev/null; } >"$work/list"
