@@ -41,6 +41,8 @@ of_the_simulation! {
 use controller::Command;
 use devices::{IoKind, Mode};
 use farpoint::frontend::Op;
+use farpoint::group::VolumeId;
+use farpoint::increment::State;
 use farpoint::uploader::{Limits, Policy};
 use options::{CLASSES, Options, Rates, TRACK_SECTORS};
 use std::time::Instant;
@@ -191,11 +193,13 @@ fn happen(world: &mut World, happening: Happening) -> bool {
             }
         }
         Happening::Start => {
-            let free = (0..2).all(|volume| world.controller.is_free(volume));
-            if free {
-                world.command(Command::Start(vec![0, 1]));
+            // One alone, if the other is still in an increment that was given up.
+            let free: Vec<usize> = (0..2).filter(|&volume| world.controller.is_free(volume)).collect();
+            let any = !free.is_empty();
+            if any {
+                world.command(Command::Start(free));
             }
-            free
+            any
         }
         Happening::Run => with_group(world, Command::Run),
         Happening::Complete => with_group(world, Command::Complete),
@@ -211,21 +215,34 @@ fn happen(world: &mut World, happening: Happening) -> bool {
         Happening::Timer => world.leap(),
     };
     tidy_up(world);
+    check_free(world);
     done
 }
 
 fn with_group(world: &mut World, command: impl FnOnce(u64) -> Command) -> bool {
-    let Some(running) = world.controller.groups.first() else { return false };
+    // The newest: an older one can only be on its way out.
+    let Some(running) = world.controller.groups.last() else { return false };
     let before = running.group.clone();
     let number = running.number;
     world.command(command(number));
     tidy_up(world);
     // Refused: nothing has changed.
-    world.controller.groups.first().is_none_or(|running| running.group != before)
+    world.controller.groups.last().is_none_or(|running| running.group != before)
 }
 
-/// Where sequences begin: all in sync and silent, or in an increment that runs, with tracks that it still has to send.
-const BEGINNINGS: [&[Happening]; 2] = [
+/// A volume that is back to normal after an abort is free at once, whatever the others of its increment do.
+fn check_free(world: &World) {
+    for running in &world.controller.groups {
+        for &volume in &running.volumes {
+            let normal = running.group.state(VolumeId(volume)) == Some(State::Normal);
+            assert!(!normal, "volume {volume} is normal and kept by increment {}", running.number);
+        }
+    }
+}
+
+/// Where sequences begin: all in sync and silent; in an increment that runs, with tracks that it still has to send; and
+/// after an abort that one volume cannot finish, as an earlier write of it hangs, and the other can.
+const BEGINNINGS: [&[Happening]; 3] = [
     &[],
     &[
         Happening::Write { volume: 0, track: 0 },
@@ -236,6 +253,15 @@ const BEGINNINGS: [&[Happening]; 2] = [
         Happening::Drain(0),
         Happening::Drain(1),
         Happening::Run,
+    ],
+    &[
+        Happening::Write { volume: 0, track: 0 },
+        Happening::Write { volume: 1, track: 1 },
+        Happening::Primary(1),
+        Happening::Start,
+        Happening::Abort,
+        Happening::Drain(0),
+        Happening::Drain(1),
     ],
 ];
 

@@ -114,14 +114,17 @@ impl Controller {
         let volumes = match stored.and(volumes) {
             Ok(volumes) => volumes,
             Err(failure) => {
-                self.leave(&names);
+                self.leave(number, &names);
                 return answer(reply, Err(failure));
             }
         };
         let mut effects = Vec::new();
         let group = match Group::start(number, &volumes, &mut effects) {
             Ok(group) => group,
-            Err(refusal) => return answer(reply, Err(refused(&names, refusal))),
+            Err(refusal) => {
+                self.leave(number, &names);
+                return answer(reply, Err(refused(&names, refusal)));
+            }
         };
         let timers = names.iter().filter_map(|name| self.volumes.get(name));
         let increment_timer_ms = timers.map(|entry| entry.settings.increment_timer_ms).min().unwrap_or(u64::MAX);
@@ -170,6 +173,14 @@ impl Controller {
         }
     }
 
+    /// The volume is gone, and with it whatever its increment waited for.
+    pub(super) fn gone(&mut self, name: &str) {
+        let part = self.volumes.get(name).and_then(|entry| Some((entry.id, entry.increment?)));
+        if let Some((id, number)) = part {
+            self.member_event(number, id, Event::Folded);
+        }
+    }
+
     /// Gives up the increment that the volume is part of, if any: it is going down.
     pub(super) fn abort_for(&mut self, name: &str) {
         let Some(number) = self.volumes.get(name).and_then(|entry| entry.increment) else { return };
@@ -210,7 +221,12 @@ impl Controller {
             }
         }
         let number = number.ok_or_else(|| refused(names, Refusal::NoIncrement))?;
-        if let Some(running) = self.increments.get(&number)
+        let running = self.increments.get(&number);
+        if running.is_some_and(|running| running.aborted) {
+            // Others of it may have left already.
+            return Err(refused(names, Refusal::Aborting(number)));
+        }
+        if let Some(running) = running
             && running.names.len() != names.len()
         {
             let all = running.names.join(" ");
@@ -258,6 +274,7 @@ impl Controller {
                 GroupEffect::AllReached => self.all_reached(number),
                 GroupEffect::AllDrained => tracing::info!("increment {number} is drained"),
                 GroupEffect::Aborted(reason, cause) => self.aborted(number, reason, cause),
+                GroupEffect::Left(volume) => self.left(number, volume),
                 GroupEffect::Ended => self.ended(number),
             }
         }
@@ -350,7 +367,7 @@ impl Controller {
 
     fn ended(&mut self, number: IncrementNo) {
         let Some(running) = self.increments.remove(&number) else { return };
-        self.leave(&running.names);
+        self.leave(number, &running.names);
         if !running.aborted {
             tracing::info!("increment {number} is complete");
             for name in &running.names {
@@ -368,11 +385,18 @@ impl Controller {
         }
     }
 
-    fn leave(&mut self, names: &[String]) {
+    /// The volumes are no longer part of that increment; they may be part of a newer one already.
+    fn leave(&mut self, number: IncrementNo, names: &[String]) {
         for name in names {
             if let Some(entry) = self.volumes.get_mut(name) {
-                entry.increment = None;
+                entry.increment = entry.increment.filter(|own| *own != number);
             }
         }
+    }
+
+    /// One volume of an aborted increment is back to normal.
+    fn left(&mut self, number: IncrementNo, volume: VolumeId) {
+        let name = self.volumes.iter().find(|(_, entry)| entry.id == volume).map(|(name, _)| name.clone());
+        self.leave(number, name.as_slice());
     }
 }

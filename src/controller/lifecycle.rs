@@ -281,6 +281,8 @@ impl Controller {
     }
 
     pub(super) fn is_down(&mut self, name: &str, result: Result<Box<State>, Failure>, reply: Option<Reply>) {
+        // Its drain may have ended before it could say that the rest of an aborted increment is back.
+        self.gone(name);
         let Some(entry) = self.volumes.get_mut(name) else { return };
         let result = match result {
             Ok(state) => {

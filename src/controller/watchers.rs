@@ -6,7 +6,7 @@ use super::api::{
 };
 use super::entry::{Entry, Phase};
 use super::{Controller, Reply, answer};
-use crate::increment::{Event as IncrementEvent, IncrementNo};
+use crate::increment::IncrementNo;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -98,10 +98,7 @@ impl Controller {
             .collect();
         for name in names {
             self.abort_for(&name);
-            let part = self.volumes.get(&name).and_then(|entry| Some((entry.id, entry.increment?)));
-            if let Some((id, number)) = part {
-                self.member_event(number, id, IncrementEvent::Folded);
-            }
+            self.gone(&name);
         }
     }
 

@@ -23,6 +23,8 @@ pub enum GroupEffect {
     AllDrained,
     /// The increment was given up, by the member named if one did.
     Aborted(AbortReason, Option<VolumeId>),
+    /// After an abort this member is back to normal, whatever the others do: it may take part in another increment.
+    Left(VolumeId),
     /// Every member is back to normal: the group is no more.
     Ended,
 }
@@ -35,13 +37,15 @@ pub struct Group {
     reached: bool,
     drained: bool,
     aborted: bool,
+    /// Those of an aborted group that are back to normal.
+    left: Vec<VolumeId>,
 }
 
 impl Group {
     /// Starts increment `number` over `volumes`.
     pub fn start(number: IncrementNo, volumes: &[VolumeId], effects: &mut Vec<GroupEffect>) -> Result<Self, Refusal> {
         let members = volumes.iter().map(|&id| (id, Increment::new())).collect();
-        let mut group = Self { number, members, reached: false, drained: false, aborted: false };
+        let mut group = Self { number, members, reached: false, drained: false, aborted: false, left: Vec::new() };
         group.all(Event::Start(number), effects)?;
         let cut = if present(Bug::EarlyRelease) { &volumes[..1] } else { volumes };
         effects.push(GroupEffect::Cut(cut.to_vec()));
@@ -149,6 +153,15 @@ impl Group {
             self.drained = true;
             effects.push(GroupEffect::AllDrained);
         }
+        if self.aborted {
+            // One that hangs keeps itself, nobody else.
+            for (volume, machine) in &self.members {
+                if machine.state() == State::Normal && !self.left.contains(volume) {
+                    self.left.push(*volume);
+                    effects.push(GroupEffect::Left(*volume));
+                }
+            }
+        }
         if self.members.iter().all(|(_, machine)| machine.state() == State::Normal) {
             effects.push(GroupEffect::Ended);
         }
@@ -198,9 +211,12 @@ mod tests {
         );
         effects.clear();
         group.member(A, Event::Folded, &mut effects);
-        assert_eq!(effects, []);
+        assert_eq!(effects, [GroupEffect::Left(A)], "B may take as long as it likes");
+        effects.clear();
+        group.member(A, Event::Folded, &mut effects);
+        assert_eq!(effects, [], "it leaves once");
         group.member(B, Event::Folded, &mut effects);
-        assert_eq!(effects, [GroupEffect::Ended]);
+        assert_eq!(effects, [GroupEffect::Left(B), GroupEffect::Ended]);
     }
 
     #[test]
@@ -219,5 +235,6 @@ mod tests {
         assert_eq!(effects, [GroupEffect::AllDrained]);
         group.complete(&mut effects).expect("completes");
         assert!(effects.contains(&GroupEffect::Ended));
+        assert!(!effects.iter().any(|effect| matches!(effect, GroupEffect::Left(_))), "all end at once");
     }
 }

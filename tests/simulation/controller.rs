@@ -258,6 +258,11 @@ impl World {
                     running.aborted = true;
                 }
             }
+            GroupEffect::Left(VolumeId(volume)) => {
+                if let Some(running) = self.controller.find(number) {
+                    running.volumes.retain(|other| *other != volume);
+                }
+            }
             GroupEffect::Ended => {
                 self.controller.groups.retain(|running| running.number != number);
             }
