@@ -8,7 +8,8 @@ use crate::group::{Group, GroupEffect, VolumeId};
 use crate::increment::{AbortReason, Effect, Event, IncrementNo, Refusal};
 use crate::uploader::Report;
 use std::time::{Duration, Instant};
-use tokio::task::spawn_blocking;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, spawn_blocking};
 
 /// An increment under way.
 pub(super) struct Running {
@@ -26,6 +27,29 @@ pub(super) struct Running {
     /// Who waits for the end of an abort.
     aborting: Option<Reply>,
     pub aborted: bool,
+    /// Until the release, and until the end.
+    run_timer: Option<Timer>,
+    increment_timer: Option<Timer>,
+}
+
+/// A note that comes after a while, unless this is dropped before.
+struct Timer(AbortHandle);
+
+impl Timer {
+    fn set(notes: &mpsc::UnboundedSender<Note>, ms: u64, note: Note) -> Self {
+        let notes = notes.clone();
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            let _ = notes.send(note);
+        });
+        Self(task.abort_handle())
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// An increment whose number is being stored.
@@ -139,6 +163,8 @@ impl Controller {
             starting: Some(reply),
             aborting: None,
             aborted: false,
+            run_timer: None,
+            increment_timer: None,
         };
         self.increments.insert(number, running);
         self.carry_out(number, effects);
@@ -299,15 +325,17 @@ impl Controller {
     }
 
     fn member(&mut self, number: IncrementNo, id: VolumeId, effect: Effect, armed: &mut (bool, bool)) {
-        let Some(running) = self.increments.get(&number) else { return };
+        let Some(running) = self.increments.get_mut(&number) else { return };
         let held_us = u64::try_from(running.cut_at.elapsed().as_micros()).unwrap_or(u64::MAX);
         match effect {
             // Of a group one timer is enough.
             Effect::SetRunTimer(_) if !std::mem::replace(&mut armed.0, true) => {
-                self.set_timer(running.run_timer_ms, number, Event::RunTimer(number));
+                let note = Note::Timer(number, Event::RunTimer(number));
+                running.run_timer = Some(Timer::set(&self.notes, running.run_timer_ms, note));
             }
             Effect::SetIncrementTimer(_) if !std::mem::replace(&mut armed.1, true) => {
-                self.set_timer(running.increment_timer_ms, number, Event::IncrementTimer(number));
+                let note = Note::Timer(number, Event::IncrementTimer(number));
+                running.increment_timer = Some(Timer::set(&self.notes, running.increment_timer_ms, note));
             }
             Effect::SetRunTimer(_) | Effect::SetIncrementTimer(_) => {}
             Effect::Release | Effect::Retire { .. } => {
@@ -320,21 +348,12 @@ impl Controller {
                     Effect::Retire { aborted } => volume.retire(aborted),
                     _ => volume.release(),
                 }
-                if let Some(running) = self.increments.get_mut(&number)
-                    && effect == Effect::Release
-                {
+                if effect == Effect::Release {
                     running.held_us = held_us;
+                    running.run_timer = None;
                 }
             }
         }
-    }
-
-    fn set_timer(&self, ms: u64, number: IncrementNo, event: Event) {
-        let notes = self.notes.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(ms)).await;
-            let _ = notes.send(Note::Timer(number, event));
-        });
     }
 
     fn all_reached(&mut self, number: IncrementNo) {
@@ -349,6 +368,7 @@ impl Controller {
     fn aborted(&mut self, number: IncrementNo, reason: AbortReason, cause: Option<VolumeId>) {
         let Some(running) = self.increments.get_mut(&number) else { return };
         running.aborted = true;
+        (running.run_timer, running.increment_timer) = (None, None);
         let whose = self.volumes.iter().find(|(_, entry)| Some(entry.id) == cause).map(|(name, _)| name.clone());
         let whose = whose.filter(|_| running.names.len() > 1).map_or(String::new(), |name| format!("{name}: "));
         let why = format!("increment {number}: {whose}{reason}");
@@ -398,5 +418,24 @@ impl Controller {
     fn left(&mut self, number: IncrementNo, volume: VolumeId) {
         let name = self.volumes.iter().find(|(_, entry)| entry.id == volume).map(|(name, _)| name.clone());
         self.leave(number, name.as_slice());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_fires_unless_it_is_dropped() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        runtime.block_on(async {
+            let (notes, mut fired) = mpsc::unbounded_channel();
+            let note = |number| Note::Timer(IncrementNo(number), Event::RunTimer(IncrementNo(number)));
+            let kept = Timer::set(&notes, 20, note(1));
+            drop(Timer::set(&notes, 1, note(2)));
+            assert!(matches!(fired.recv().await, Some(Note::Timer(IncrementNo(1), _))));
+            drop((kept, notes));
+            assert!(fired.recv().await.is_none(), "nothing is left of either");
+        });
     }
 }
