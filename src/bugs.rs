@@ -28,6 +28,8 @@ pub enum Bug {
     ResendFromPrimary,
     /// A track is taken again while an older content of it is still on its way.
     SentTwiceAtOnce,
+    /// A before-image is given up when its read is interrupted or moves a part only.
+    ImageReadOnce,
 }
 
 #[cfg(feature = "bugs")]

@@ -3,7 +3,7 @@
 
 use super::request::{Request, Tag};
 use crate::tracking::Waiters;
-use crate::uploader::{ImageNo, Message};
+use crate::uploader::{ImageNo, ImageRead, Message};
 
 /// How a range of the primary is to be made zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub trait QueueIo {
     fn flush(&mut self, tag: Tag);
     /// Makes a range zero; [`Handler::primary_done`].
     fn zero(&mut self, tag: Tag, offset: u64, length: u32, how: Zeroing);
-    /// Reads a track of the primary into a before-image's memory; [`Handler::image_read`].
-    fn read_image(&mut self, tag: Tag, image: ImageNo, offset: u64, length: u64);
+    /// Reads the rest of a track of the primary into a before-image's memory; [`Handler::image_read`].
+    fn read_image(&mut self, tag: Tag, read: ImageRead);
     /// Answers the host: the byte count or 0, or a negative errno.
     fn complete(&mut self, tag: Tag, result: i32);
     /// Memory for a before-image, if there is some left.
@@ -45,8 +45,8 @@ pub trait Handler {
     fn arrive(&mut self, tag: Tag, request: Request, io: &mut impl QueueIo);
     /// The primary has answered: a byte count, 0, or a negative errno.
     fn primary_done(&mut self, tag: Tag, result: i32, io: &mut impl QueueIo);
-    /// A before-image from `offset` was read, or could not be.
-    fn image_read(&mut self, tag: Tag, image: ImageNo, offset: u64, ok: bool, io: &mut impl QueueIo);
+    /// The primary has answered the read of a before-image: a byte count, or a negative errno.
+    fn image_read(&mut self, tag: Tag, read: ImageRead, result: i32, io: &mut impl QueueIo);
     /// The doorbell rang.
     fn rung(&mut self, io: &mut impl QueueIo);
 }

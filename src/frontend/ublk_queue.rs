@@ -6,7 +6,7 @@ use super::request::{Request, Tag};
 use crate::doorbell::Doorbell;
 use crate::storage;
 use crate::tracking::{Waiter, Waiters};
-use crate::uploader::{ImageNo, Images, Mailbox, Message};
+use crate::uploader::{ImageNo, ImageRead, Images, Mailbox, Message};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use libublk::helpers::IoBuf;
 use libublk::io::{UblkDev, UblkQueue, ublk_init_task_ring, with_task_io_ring_mut};
@@ -112,11 +112,12 @@ impl QueueIo for UblkIo<'_> {
         self.submit(entry, KIND_PRIMARY | u64::from(tag));
     }
 
-    fn read_image(&mut self, tag: Tag, image: ImageNo, offset: u64, length: u64) {
+    fn read_image(&mut self, tag: Tag, read: ImageRead) {
         let images = &self.shared.images;
-        images.describe(image, offset, usize::try_from(length).unwrap_or(usize::MAX));
-        let length = u32::try_from(length).unwrap_or(u32::MAX);
-        let entry = opcode::Read::new(PRIMARY, images.pointer(image), length).offset(offset).build();
+        images.reading(read);
+        let ImageRead { image, offset, length, done, .. } = read;
+        let memory = images.pointer(image).wrapping_add(usize::try_from(done).unwrap_or(0));
+        let entry = opcode::Read::new(PRIMARY, memory, length - done).offset(offset + u64::from(done)).build();
         self.submit(entry, KIND_IMAGE | u64::from(tag) | (image.0 as u64) << IMAGE_SHIFT);
     }
 
@@ -262,8 +263,9 @@ fn dispatch(completion: &cqueue::Entry, bell: &Doorbell, handler: &mut impl Hand
         KIND_IMAGE => {
             let number = (data & !(UblkUringData::Target as u64)) >> IMAGE_SHIFT;
             let image = ImageNo(usize::try_from(number).unwrap_or(usize::MAX));
-            let (offset, whole) = io.shared.images.filled(image, usize::try_from(result).unwrap_or(0));
-            handler.image_read(tag, image, offset, whole, io);
+            if let Some(read) = io.shared.images.filled(image, result) {
+                handler.image_read(tag, read, result, io);
+            }
         }
         _ => {
             bell.answer();

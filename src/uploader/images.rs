@@ -5,14 +5,31 @@ use super::cargo::ImageNo;
 use crate::memory::{Buffer, MemoryError, Pool};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// A read of a track of the primary into an image's memory, as far as it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageRead {
+    pub image: ImageNo,
+    /// Where the track lies, in bytes.
+    pub offset: u64,
+    pub length: u32,
+    /// So many bytes of it are in memory.
+    pub done: u32,
+    /// How often the primary has turned away what is left.
+    pub again: u8,
+}
+
 /// One image: its memory, and what was read into it.
 #[derive(Debug)]
 struct Held {
     buffer: Buffer,
-    /// Where on the primary it is from, in bytes.
-    offset: u64,
-    length: usize,
+    read: ImageRead,
     checksum: u32,
+}
+
+impl Held {
+    fn content(&self) -> &[u8] {
+        &self.buffer[..usize::try_from(self.read.length).unwrap_or(usize::MAX)]
+    }
 }
 
 /// Memory for as many images as the volume's setting allows.
@@ -37,7 +54,8 @@ impl Images {
     pub fn take(&self) -> Option<ImageNo> {
         let buffer = self.pool.as_ref()?.take()?;
         let image = ImageNo(buffer.index());
-        *self.place(image) = Some(Held { buffer, offset: 0, length: 0, checksum: 0 });
+        let read = ImageRead { image, offset: 0, length: 0, done: 0, again: 0 };
+        *self.place(image) = Some(Held { buffer, read, checksum: 0 });
         Some(image)
     }
 
@@ -50,24 +68,26 @@ impl Images {
         self.place(image).as_mut().map_or(std::ptr::null_mut(), |held| held.buffer.as_mut_ptr())
     }
 
-    /// What is about to be read into it: `length` bytes from `offset` of the primary.
-    pub fn describe(&self, image: ImageNo, offset: u64, length: usize) {
-        if let Some(held) = self.place(image).as_mut() {
-            (held.offset, held.length) = (offset, length);
+    /// What is about to be read into it.
+    pub fn reading(&self, read: ImageRead) {
+        if let Some(held) = self.place(read.image).as_mut() {
+            held.read = read;
         }
     }
 
-    /// The read has ended with `moved` bytes. Remembers what they are; returns their offset, and whether it is all.
-    pub fn filled(&self, image: ImageNo, moved: usize) -> (u64, bool) {
+    /// What was being read into it; the answer was `moved` bytes. If that is the rest, remembers what they all are.
+    pub fn filled(&self, image: ImageNo, moved: i32) -> Option<ImageRead> {
         let mut place = self.place(image);
-        let Some(held) = place.as_mut() else { return (0, false) };
-        held.checksum = crc32c::crc32c(&held.buffer[..held.length]);
-        (held.offset, moved == held.length)
+        let held = place.as_mut()?;
+        if u32::try_from(moved).is_ok_and(|moved| held.read.done + moved == held.read.length) {
+            held.checksum = crc32c::crc32c(held.content());
+        }
+        Some(held.read)
     }
 
     /// Whether the content still is what was read (H20).
     pub fn intact(&self, image: ImageNo) -> bool {
-        self.place(image).as_ref().is_some_and(|held| crc32c::crc32c(&held.buffer[..held.length]) == held.checksum)
+        self.place(image).as_ref().is_some_and(|held| crc32c::crc32c(held.content()) == held.checksum)
     }
 
     pub fn used(&self) -> usize {

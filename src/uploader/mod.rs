@@ -12,7 +12,7 @@ mod requests;
 mod ring;
 
 pub use cargo::{ImageNo, Segment, SlotNo};
-pub use images::Images;
+pub use images::{ImageRead, Images};
 pub use mailbox::Mailbox;
 pub use message::Message;
 pub use plan::{Drain, Limits, Op, Policy, Report, Totals};

@@ -10,10 +10,11 @@
 //! queue's own thread only. It must never let a write that collides reach the primary before the old content is safe,
 //! and never wait for anything: what cannot go on is parked, and looked at again when the doorbell rings.
 
+use crate::bugs::{Bug, present};
 use crate::frontend::{Handler, Op, QueueIo, Request, Tag, Zeroing};
 use crate::geometry::{TrackNo, TrackRange};
 use crate::tracking::{Admission, Collision, Ticket, Tracking, Waiter};
-use crate::uploader::{ImageNo, Message};
+use crate::uploader::{ImageRead, Message};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -194,7 +195,8 @@ impl Host {
                     add(&self.counters.collisions_kept, 1);
                     *reading += 1;
                     let (offset, length) = self.tracking.geometry().bytes(TrackRange::one(track));
-                    io.read_image(tag, image, offset, length);
+                    let length = u32::try_from(length).unwrap_or(u32::MAX);
+                    io.read_image(tag, ImageRead { image, offset, length, done: 0, again: 0 });
                 }
                 Collision::Busy => {
                     // Whoever reads it may be waiting for the secondary in turn: the wait has a bound.
@@ -321,16 +323,26 @@ impl Handler for Host {
         self.end(tag, answer, io);
     }
 
-    /// A before-image was read, or could not be.
-    fn image_read(&mut self, tag: Tag, image: ImageNo, offset: u64, ok: bool, io: &mut impl QueueIo) {
-        let tracks = self.tracking.geometry().touched(offset, 1);
+    /// The primary has answered the read of a before-image. One that it interrupts or turns away for now goes on, or a
+    /// moment's want of the kernel's would cost the whole increment.
+    fn image_read(&mut self, tag: Tag, read: ImageRead, result: i32, io: &mut impl QueueIo) {
+        let turned_away = result == -libc::EAGAIN || result == -libc::EINTR;
+        if turned_away && read.again < AGAIN_MAX && !present(Bug::ImageReadOnce) {
+            return io.read_image(tag, ImageRead { again: read.again + 1, ..read });
+        }
+        let moved = u32::try_from(result).unwrap_or(0);
+        let done = read.done + moved;
+        if moved > 0 && done < read.length && !present(Bug::ImageReadOnce) {
+            return io.read_image(tag, ImageRead { done, again: 0, ..read });
+        }
+        let tracks = self.tracking.geometry().touched(read.offset, 1);
         // The drain is told before the claim goes, or it could find neither mark nor image.
         let cut = self.slots[usize::from(tag)].cut;
-        if ok {
-            io.tell_drain(Message::Image { image, track: tracks.start, cut });
+        if done == read.length {
+            io.tell_drain(Message::Image { image: read.image, track: tracks.start, cut });
             self.tracking.image_read(tracks);
         } else {
-            io.free_image(image);
+            io.free_image(read.image);
             self.tracking.image_lost(tracks);
             io.tell_drain(Message::ImageLost { cut });
         }

@@ -9,7 +9,7 @@ use crate::checker::{Stamp, Violation};
 use crate::options::{Options, SECTOR, TRACK_SECTORS};
 use crate::rng::Rng;
 use farpoint::geometry::{Geometry, TrackNo, TrackRange};
-use farpoint::uploader::{ImageNo, Segment, SlotNo};
+use farpoint::uploader::{ImageNo, ImageRead, Segment, SlotNo};
 
 /// What a request does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum IoKind {
     HostRead { queue: usize, tag: u16, done: usize },
     HostWrite { queue: usize, tag: u16, write: u32, zero: bool },
     HostFlush { queue: usize, tag: u16 },
-    ReadImage { queue: usize, tag: u16, image: ImageNo },
+    ReadImage { queue: usize, tag: u16, read: ImageRead },
     ReadRun(SlotNo),
     SendRun(SlotNo, Segment),
     SendImage(ImageNo, TrackNo),
@@ -177,7 +177,10 @@ impl Devices {
                 IoKind::HostRead { queue, tag, done: before } => {
                     self.host_memory[queue][usize::from(tag)][before + done] = self.primary[sector];
                 }
-                IoKind::ReadImage { image, .. } => self.images[image.0][done] = self.primary[sector],
+                IoKind::ReadImage { read, .. } => {
+                    let before = index(u64::from(read.done) / SECTOR);
+                    self.images[read.image.0][before + done] = self.primary[sector];
+                }
                 IoKind::ReadRun(slot) => self.slots[slot.0][done] = self.primary[sector],
                 IoKind::SendRun(slot, _) => {
                     let stamp = self.slots[slot.0][sector - self.slot_starts[slot.0]];

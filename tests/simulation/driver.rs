@@ -6,6 +6,7 @@
 use crate::devices::{Fate, Io, IoKind, index};
 use crate::trace::Note;
 use crate::world::{Volume, World};
+use farpoint::increment::AbortReason;
 use farpoint::uploader::{ImageNo, Message, Op, Report};
 use std::collections::VecDeque;
 
@@ -46,6 +47,8 @@ pub struct Driver {
     images_sent: Vec<u8>,
     excused: bool,
     cut: Option<u64>,
+    /// A content that the cut needs could not be read or kept.
+    pub image_lost: bool,
 }
 
 impl Driver {
@@ -63,6 +66,7 @@ impl Driver {
             images_sent: vec![0; tracks],
             excused: false,
             cut: None,
+            image_lost: false,
         }
     }
 
@@ -191,6 +195,7 @@ impl World {
                     let volume = &mut self.volumes[index];
                     let now_ms = volume.driver.now_ms;
                     volume.driver.excuse(volume.tracking.cut());
+                    volume.driver.image_lost = true;
                     volume.drain.slot_damaged(slot, segment, now_ms, &volume.tracking);
                 } else {
                     self.send(index, IoKind::SendRun(slot, segment), segment.tracks);
@@ -209,6 +214,7 @@ impl World {
             let volume = &mut self.volumes[index];
             let now_ms = volume.driver.now_ms;
             volume.driver.excuse(volume.tracking.cut());
+            volume.driver.image_lost = true;
             volume.drain.image_damaged(image, now_ms, &volume.tracking);
             return;
         }
@@ -277,6 +283,9 @@ impl World {
 
     fn report(&mut self, index: usize, report: Report) {
         self.note(Note::Report(index, report));
+        if matches!(report, Report::Abort(_, AbortReason::ImageLost)) && !self.volumes[index].driver.image_lost {
+            self.breach("kept", format!("volume {index} gives up for a content that it could have kept"));
+        }
         self.tell_controller_report(index, report);
     }
 

@@ -188,4 +188,5 @@ bugs_are_found! {
     a_second_mark_that_moves_is_found: SecondMarkMoves breaks ["P3"],
     a_send_repeated_from_the_primary_is_found: ResendFromPrimary breaks ["P2"],
     a_track_sent_twice_at_once_is_found: SentTwiceAtOnce breaks ["H14"],
+    an_image_given_up_too_soon_is_found: ImageReadOnce breaks ["kept"],
 }

@@ -6,7 +6,7 @@ use crate::devices::{Devices, Fate, Io, IoKind, index};
 use crate::options::{Deaf, SECTOR};
 use farpoint::frontend::{QueueIo, Tag, Zeroing};
 use farpoint::tracking::{Waiter, Waiters};
-use farpoint::uploader::{ImageNo, Message};
+use farpoint::uploader::{ImageNo, ImageRead, Message};
 use std::collections::VecDeque;
 
 /// A request of the host between its issue and its answer.
@@ -142,8 +142,9 @@ impl QueueIo for Gate<'_> {
         self.submit(kind, offset, u64::from(length));
     }
 
-    fn read_image(&mut self, tag: Tag, image: ImageNo, offset: u64, length: u64) {
-        self.submit(IoKind::ReadImage { queue: self.queue, tag, image }, offset, length);
+    fn read_image(&mut self, tag: Tag, read: ImageRead) {
+        let (done, length) = (u64::from(read.done), u64::from(read.length));
+        self.submit(IoKind::ReadImage { queue: self.queue, tag, read }, read.offset + done, length - done);
     }
 
     fn complete(&mut self, tag: Tag, result: i32) {

@@ -348,24 +348,18 @@ impl World {
             IoKind::HostWrite { queue, tag, .. } | IoKind::HostFlush { queue, tag } => {
                 self.answer_host(&io, queue, tag, false);
             }
-            IoKind::ReadImage { queue, tag, image } => {
-                let ok = io.fate == Fate::Good && !self.volumes[io.volume].side.devices.cannot_read(&io);
-                let offset = io.start as u64 * crate::options::SECTOR;
-                self.with_host(io.volume, queue, |host, gate| host.image_read(tag, image, offset, ok, gate));
+            IoKind::ReadImage { queue, tag, read } => {
+                let unreadable = self.volumes[io.volume].side.devices.cannot_read(&io);
+                let result = outcome(&io, unreadable);
+                self.volumes[io.volume].driver.image_lost |= unreadable || matches!(io.fate, Fate::Error(_));
+                self.with_host(io.volume, queue, |host, gate| host.image_read(tag, read, result, gate));
             }
             _ => self.answer_drain(&io),
         }
     }
 
     fn answer_host(&mut self, io: &Io, queue: usize, tag: u16, unreadable: bool) {
-        let bytes = i32::try_from(io.done as u64 * crate::options::SECTOR).expect("small");
-        let result = match io.fate {
-            _ if unreadable => -libc::EIO,
-            Fate::Good if matches!(io.kind, IoKind::HostWrite { zero: true, .. }) => 0,
-            Fate::Good | Fate::Short(_) => bytes,
-            Fate::Again => -libc::EAGAIN,
-            Fate::Error(_) => -libc::EIO,
-        };
+        let result = outcome(io, unreadable);
         if result < 0
             && let Some(asked) = &mut self.volumes[io.volume].side.asked[queue][usize::from(tag)]
         {
@@ -422,7 +416,8 @@ impl World {
             }
             IoKind::HostWrite { .. } | IoKind::HostFlush { .. } => (0, rates.again, rates.host_error),
             IoKind::SendRun(..) | IoKind::SendImage(..) | IoKind::FlushSecondary => (0, 0, rates.secondary_error),
-            IoKind::ReadImage { .. } | IoKind::ReadRun(_) => (0, 0, rates.damage),
+            IoKind::ReadImage { .. } => (rates.short, rates.again, rates.damage),
+            IoKind::ReadRun(_) => (0, 0, rates.damage),
         };
         if short + again + error == 0 {
             return Fate::Good;
@@ -495,5 +490,16 @@ impl World {
         let (start, count) = side.devices.sectors_of(tracks);
         side.devices.aim_slot(slot, start);
         side.submit(IoKind::ReadRun(slot), start, count);
+    }
+}
+
+/// What the primary answers: a byte count, 0, or a negative errno.
+fn outcome(io: &Io, unreadable: bool) -> i32 {
+    match io.fate {
+        _ if unreadable => -libc::EIO,
+        Fate::Good if matches!(io.kind, IoKind::HostWrite { zero: true, .. }) => 0,
+        Fate::Good | Fate::Short(_) => i32::try_from(io.done as u64 * crate::options::SECTOR).expect("small"),
+        Fate::Again => -libc::EAGAIN,
+        Fate::Error(_) => -libc::EIO,
     }
 }
