@@ -31,6 +31,8 @@ pub(super) struct Entry {
     /// Number and cut of the last completed increment, of this run.
     pub last_complete: Option<(IncrementNo, Instant)>,
     pub last_abort: Option<String>,
+    /// That it has broken is in the log.
+    pub told: bool,
     /// Every track has to be copied once before the secondary is usable.
     pub full_copy: bool,
     pub completed: u64,
@@ -74,6 +76,7 @@ impl Entry {
             increment: None,
             last_complete: None,
             last_abort: None,
+            told: false,
             completed: 0,
             aborted: 0,
             hold_us_max: 0,
@@ -85,10 +88,10 @@ impl Entry {
     pub fn running(&self) -> Result<&Volume, Failure> {
         let state = |what: String| Err(Failure::new(FailureKind::WrongState, what));
         match &self.phase {
-            Phase::Up(volume) if volume.drain_has_ended() => state(
-                "the volume's drain has ended by itself; see the log, take the volume down and up again".to_owned(),
-            ),
-            Phase::Up(volume) => Ok(volume),
+            Phase::Up(volume) => match volume.broken() {
+                None => Ok(volume),
+                Some(why) => state(format!("the volume has failed: {}", broken(why))),
+            },
             Phase::Down => state("the volume is down; bring it up first".to_owned()),
             Phase::Busy(what) => state(format!("the volume is {what}; try again when that is done")),
             Phase::Failed(why) => state(format!("the volume has failed: {why}; take it down")),
@@ -107,6 +110,11 @@ impl Entry {
             policy: policy(&self.settings),
         }
     }
+}
+
+/// What to say of a volume that has broken.
+pub(super) fn broken(why: &str) -> String {
+    format!("{why}; see the log, take the volume down and up again")
 }
 
 /// The drain's part of the settings.

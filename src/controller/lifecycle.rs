@@ -92,7 +92,8 @@ impl Controller {
     }
 
     fn own_devices(&self) -> Vec<u32> {
-        self.volumes.values().filter_map(|entry| entry.running().ok()).map(Volume::device_id).collect()
+        let up = |entry: &Entry| if let Phase::Up(volume) = &entry.phase { Some(volume.device_id()) } else { None };
+        self.volumes.values().filter_map(up).collect()
     }
 
     /// `create`: checks the devices that the configuration names and stores the volume's record.
@@ -187,6 +188,7 @@ impl Controller {
                 entry.full_copy = state.incomplete;
                 entry.state = *state;
                 entry.phase = Phase::Up(volume);
+                entry.told = false;
                 answer(reply, Ok(Response::Up(UpReply { volume: name.to_owned(), device })));
             }
             Err((failure, state)) => {

@@ -4,7 +4,7 @@ use super::Controller;
 use super::api::{
     Counters, Failure, KernelReport, LinkState, Response, STATUS_SCHEMA, StatusReport, VolumeReport, VolumeState,
 };
-use super::entry::{Entry, Phase};
+use super::entry::{self, Entry, Phase};
 use crate::frontend::features;
 use crate::geometry::Geometry;
 use crate::increment::State;
@@ -53,7 +53,7 @@ impl Controller {
         match &entry.phase {
             Phase::Down | Phase::Busy(_) => VolumeState::Down,
             Phase::Failed(_) => VolumeState::Failed,
-            Phase::Up(volume) if volume.drain_has_ended() => VolumeState::Failed,
+            Phase::Up(volume) if volume.broken().is_some() => VolumeState::Failed,
             Phase::Up(_) => {
                 let running = entry.increment.and_then(|number| self.increments.get(&number));
                 match running.and_then(|running| running.group.state(entry.id)) {
@@ -71,11 +71,9 @@ impl Controller {
 fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
     let reason = match &entry.phase {
         Phase::Failed(why) => Some(why.clone()),
-        Phase::Up(volume) if volume.drain_has_ended() => {
-            Some("the drain has ended; see the log, take the volume down and up again".to_owned())
-        }
+        Phase::Up(volume) => volume.broken().map(entry::broken).or_else(|| entry.last_abort.clone()),
         Phase::Busy(what) => Some((*what).to_owned()),
-        _ => entry.last_abort.clone(),
+        Phase::Down => entry.last_abort.clone(),
     };
     let tracks = entry.state.out_of_sync.len();
     VolumeReport {

@@ -4,7 +4,7 @@
 use super::api::{
     Event, EventAction, Events, Failure, FailureKind, LinkState, Response, Until, VolumeReport, VolumeState, Wait,
 };
-use super::entry::{Entry, Phase};
+use super::entry::{Entry, Phase, broken};
 use super::{Controller, Reply, answer};
 use crate::increment::IncrementNo;
 use std::collections::BTreeMap;
@@ -65,7 +65,7 @@ impl Controller {
     /// Answers whoever's condition holds or whose time is up, and tells followers what is new.
     pub(super) fn look_after(&mut self) {
         let now = Instant::now();
-        self.give_up_for_dead_drains();
+        self.give_up_for_the_broken();
         for entry in self.volumes.values_mut() {
             let seen = entry.running().map(|volume| (volume.figures().totals.bytes, volume.tracking().in_sync()));
             let Ok((bytes, in_sync)) = seen else { continue };
@@ -86,16 +86,20 @@ impl Controller {
         }
     }
 
-    /// A drain that has ended by itself reports nothing any more: its volume leaves its increment, and the held and
-    /// colliding writes go.
-    fn give_up_for_dead_drains(&mut self) {
-        let dead = |entry: &Entry| matches!(&entry.phase, Phase::Up(volume) if volume.drain_has_ended());
-        let names: Vec<String> = self
-            .volumes
-            .iter()
-            .filter(|(_, entry)| entry.increment.is_some() && dead(entry))
-            .map(|(name, _)| name.clone())
-            .collect();
+    /// A drain that has ended by itself reports nothing any more, and writes that a queue had under way when it ended
+    /// never finish: the volume leaves its increment, and the held and colliding writes go.
+    fn give_up_for_the_broken(&mut self) {
+        let mut names = Vec::new();
+        for (name, entry) in &mut self.volumes {
+            let Phase::Up(volume) = &entry.phase else { continue };
+            let Some(why) = volume.broken() else { continue };
+            if !std::mem::replace(&mut entry.told, true) {
+                tracing::error!("{name} has failed: {}", broken(why));
+            }
+            if entry.increment.is_some() {
+                names.push(name.clone());
+            }
+        }
         for name in names {
             self.abort_for(&name);
             self.gone(&name);

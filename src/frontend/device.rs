@@ -15,6 +15,7 @@ use libublk::{UblkError, UblkFlags, sys};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -57,6 +58,8 @@ pub enum DeviceError {
     Stuck(&'static str, u64),
     #[error("{0}")]
     RunDir(io::Error),
+    #[error("a queue of the device has failed, and with it the record of what it had under way; see the log")]
+    Queue,
 }
 
 impl DeviceError {
@@ -66,6 +69,7 @@ impl DeviceError {
             Self::NoDriver | Self::RunDir(_) => false,
             Self::Command(what, _) => *what == START || *what == STOP,
             Self::Stuck(what, _) => *what != ADD,
+            Self::Queue => true,
         }
     }
 }
@@ -77,6 +81,16 @@ pub struct UblkDevice {
     orders: Sender<Order>,
     answers: Receiver<Answer>,
     thread: Option<JoinHandle<()>>,
+    ends: Arc<Ends>,
+}
+
+/// What has become of the queues.
+#[derive(Debug, Default)]
+struct Ends {
+    /// One has ended, because the device was stopped or because it failed.
+    ended: AtomicBool,
+    /// One has ended with requests under way.
+    failed: AtomicBool,
 }
 
 enum Order {
@@ -109,11 +123,13 @@ impl UblkDevice {
         run_dir::secure(Path::new(run_dir::RUN_DIR)).map_err(DeviceError::RunDir)?;
         let (orders, to_do) = mpsc::channel();
         let (done, answers) = mpsc::channel();
+        let ends = Arc::new(Ends::default());
+        let to_run = ends.clone();
         let thread = thread::Builder::new()
             .name(format!("{name}-device"))
-            .spawn(move || run(&shape, &primary, &shared, &Arc::new(handler), &to_do, &done))
+            .spawn(move || run(&shape, &primary, &shared, &Arc::new(handler), (&to_do, &done), &to_run))
             .map_err(|error| DeviceError::Command("start a thread", error))?;
-        let mut device = Self { id: 0, orders, answers, thread: Some(thread) };
+        let mut device = Self { id: 0, orders, answers, thread: Some(thread), ends };
         match device.answer(ADD, COMMAND_TIMEOUT)? {
             Answer::Added(id) => device.id = id,
             Answer::Failed(error) => return Err(error),
@@ -143,6 +159,12 @@ impl UblkDevice {
         format!("/dev/ublkb{}", self.id)
     }
 
+    /// Whether nobody serves the device any more, or not all of it, although nobody has stopped it here: it was stopped
+    /// or removed by another program, or a queue has failed.
+    pub fn has_ended(&self) -> bool {
+        self.ends.ended.load(Relaxed)
+    }
+
     /// Stops and removes the device. Every held write must have been let go. Blocks up to the command limit.
     pub fn stop(mut self) -> Result<(), DeviceError> {
         let _ = self.orders.send(Order::Stop);
@@ -163,8 +185,8 @@ fn run<H: Handler>(
     primary: &Device,
     shared: &Arc<Shared>,
     handler: &Arc<impl Fn(usize) -> H + Send + Sync + 'static>,
-    orders: &Receiver<Order>,
-    answers: &Sender<Answer>,
+    (orders, answers): (&Receiver<Order>, &Sender<Answer>),
+    ends: &Arc<Ends>,
 ) {
     let _ = process::become_io_flusher();
     let control = match add(shape) {
@@ -180,12 +202,12 @@ fn run<H: Handler>(
         let _ = control.del_dev();
         return;
     }
-    let served = serve(&control, shape, primary, shared, handler);
-    let threads = match served {
+    let served = serve(&control, shape, primary, shared, handler, ends);
+    let served = match served {
         Ok((device, threads)) => match control.start_dev(&device) {
             Ok(_) => {
                 let _ = answers.send(Answer::Started);
-                threads
+                (device, threads)
             }
             Err(error) => {
                 let _ = control.kill_dev();
@@ -204,14 +226,33 @@ fn run<H: Handler>(
     };
     // A controller that is gone without a word wants the device gone as well.
     let _ = orders.recv();
-    let stopped = control.kill_dev();
-    join(threads);
-    // Not the waiting kind: whoever still has the device open keeps its number, but nothing else of it is left.
-    let removed = stopped.and_then(|_| control.del_dev_async());
+    let removed = remove(&control, served, ends);
     let _ = answers.send(match removed {
-        Ok(_) => Answer::Stopped,
+        Ok(()) if ends.failed.load(Relaxed) => Answer::Failed(DeviceError::Queue),
+        Ok(()) => Answer::Stopped,
         Err(error) => Answer::Failed(command(STOP, &error)),
     });
+}
+
+fn remove(control: &UblkCtrl, (device, threads): Served, ends: &Ends) -> Result<(), UblkError> {
+    let by_itself = ends.ended.load(Relaxed);
+    let stopped = unless_gone(control.kill_dev());
+    join(threads);
+    // As long as its file is open its number is not another device's. If somebody else has removed it, that is what
+    // keeps us from removing a stranger's.
+    let kept = by_itself.then_some(device);
+    // Not the waiting kind: whoever still has the device open keeps its number, but nothing else of it is left.
+    let removed = stopped.and_then(|()| unless_gone(control.del_dev_async()));
+    drop(kept);
+    removed
+}
+
+/// That somebody else has removed the device is as good.
+fn unless_gone(result: Result<i32, UblkError>) -> Result<(), UblkError> {
+    match result {
+        Err(error) if ublk_queue::describe(&error).raw_os_error() != Some(libc::ENODEV) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn command(what: &'static str, error: &UblkError) -> DeviceError {
@@ -246,6 +287,7 @@ fn serve<H: Handler>(
     primary: &Device,
     shared: &Arc<Shared>,
     handler: &Arc<impl Fn(usize) -> H + Send + Sync + 'static>,
+    ends: &Arc<Ends>,
 ) -> Result<Served, UblkError> {
     let depth = control.dev_info().queue_depth;
     let describe = |device: &mut UblkDev| {
@@ -263,7 +305,8 @@ fn serve<H: Handler>(
     let mut threads = Vec::new();
     for queue in 0..device.dev_info.nr_hw_queues {
         let name = format!("ublk{}-q{queue}", device.dev_info.dev_id);
-        let (device, shared, handler, tids) = (device.clone(), shared.clone(), handler.clone(), tids.clone());
+        let (device, shared, handler) = (device.clone(), shared.clone(), handler.clone());
+        let (tids, ends) = (tids.clone(), ends.clone());
         let body = move || {
             let _ = process::become_io_flusher();
             let _ = tids.send((queue, nix::unistd::gettid().as_raw()));
@@ -273,7 +316,9 @@ fn serve<H: Handler>(
                 tracing::error!("queue {queue} has ended: {}; take the volume down", ublk_queue::describe(&error));
                 // Whoever waits for the queues to be ready must not wait for this one.
                 device.notify_buffer_registration_complete(true);
+                ends.failed.store(true, Relaxed);
             }
+            ends.ended.store(true, Relaxed);
         };
         threads.push(thread::Builder::new().name(name).spawn(body).map_err(UblkError::IOError)?);
     }
@@ -320,4 +365,16 @@ fn parameters(size: u64, primary: &Device) -> sys::ublk_params {
         };
     }
     parameters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_somebody_else_has_removed_needs_no_removal() {
+        assert!(unless_gone(Err(UblkError::UringIOError(-libc::ENODEV))).is_ok());
+        assert!(unless_gone(Err(UblkError::UringIOError(-libc::EBUSY))).is_err());
+        assert!(unless_gone(Ok(0)).is_ok());
+    }
 }

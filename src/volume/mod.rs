@@ -251,9 +251,15 @@ impl Volume {
         (self.shared.images.used(), self.shared.images.count())
     }
 
-    /// Whether the drain has ended although nobody stopped it.
-    pub fn drain_has_ended(&self) -> bool {
-        self.drain.is_finished()
+    /// What of it has ended although nobody stopped it; it can then only be taken down.
+    pub fn broken(&self) -> Option<&'static str> {
+        if self.drain.is_finished() {
+            Some("its drain has ended by itself")
+        } else if self.device.has_ended() {
+            Some("its device was stopped or removed from outside, or a queue of it has failed")
+        } else {
+            None
+        }
     }
 }
 
