@@ -118,7 +118,8 @@ impl Controller {
             }
             for id in stuck {
                 tracing::warn!(
-                    "/dev/ublkb{id}, which a killed daemon had left, could not be removed: it is still in use"
+                    "/dev/ublkb{id}, which a killed daemon had left, could not be removed: it is in use, or the kernel \
+                     does not answer; see the kernel's log, end its users, and restart the daemon"
                 );
             }
         }

@@ -1,7 +1,12 @@
 //! What the running kernel's ublk driver offers, asked and not assumed.
 
+use super::watchdog::Limit;
 use libublk::ctrl::UblkCtrl;
 use libublk::sys;
+use std::time::Duration;
+
+/// A kernel that takes longer is taken for one that never answers.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Every feature bit known here, with the kernel's name for it.
 const NAMES: [(u32, &str); 20] = [
@@ -27,9 +32,17 @@ const NAMES: [(u32, &str); 20] = [
     (sys::UBLK_F_SHMEM_ZC, "shmem-zero-copy"),
 ];
 
-/// Feature bits of the driver; `None` without a driver. May block: call it off the control thread.
+/// Feature bits of the driver; `None` without a driver, or if it does not answer. Blocks: call it off the control
+/// thread.
 pub fn probe() -> Option<u64> {
-    std::path::Path::new("/dev/ublk-control").exists().then(UblkCtrl::get_features).flatten()
+    if !std::path::Path::new("/dev/ublk-control").exists() {
+        return None;
+    }
+    let answer = Limit::new(TIMEOUT).ask(UblkCtrl::get_features);
+    if answer.is_none() {
+        tracing::error!("the ublk driver does not answer; see the kernel's log, and restart the machine if up fails");
+    }
+    answer.flatten()
 }
 
 /// Names of the features in `bits`, unknown ones by their number.

@@ -8,6 +8,7 @@ mod queue_io;
 mod request;
 pub mod run_dir;
 mod ublk_queue;
+mod watchdog;
 
 pub use device::{DeviceError, Shape, UblkDevice};
 pub use queue_io::{Handler, QueueIo, Zeroing};
