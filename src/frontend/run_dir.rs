@@ -32,7 +32,8 @@ pub fn secure(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         let found = fs::symlink_metadata(entry.path())?;
-        if !found.is_file() || found.uid() != own {
+        // Of one with a second name the other may be anything of the same owner's, and would be overwritten.
+        if !found.is_file() || found.uid() != own || found.nlink() > 1 {
             return Err(unsafe_because(&entry.path(), "somebody else has put it there"));
         }
     }
@@ -59,6 +60,12 @@ mod tests {
         secure(&path).expect("made safe");
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o755);
         symlink("/tmp", path.join("0001.json")).expect("a link");
+        assert!(secure(&path).is_err());
+        fs::remove_file(path.join("0001.json")).expect("removed");
+        secure(&path).expect("safe again");
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "").expect("a file");
+        fs::hard_link(&precious, path.join("0001.json")).expect("a second name");
         assert!(secure(&path).is_err());
     }
 
