@@ -165,7 +165,9 @@ pub(super) fn serve(
     handler: &mut impl Handler,
 ) -> Result<(), UblkError> {
     init_ring(device.tgt.sq_depth, device.tgt.cq_depth)?;
-    let memory = device.alloc_queue_io_bufs();
+    let mut memory = device.alloc_queue_io_bufs();
+    // Every page is touched now, and with that locked: not by the first write-back, for which memory may be short.
+    memory.iter_mut().for_each(IoBuf::zero_buf);
     let result = serve_with(index, device, shared, handler, &memory);
     if result.is_err() {
         // Requests may be under way that still refer to it.
