@@ -121,8 +121,9 @@ build() {
 
 # built TEST: builds the program of a test and prints its path.
 built() {
+    # The program itself is named as well, before or after.
     cargo test --release --quiet --test "$1" --no-run --message-format=json |
-        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+        sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\)".*/\1/p'
 }
 
 # boot TEST...: the exit status is that of the guest.
