@@ -30,6 +30,10 @@ pub enum Bug {
     SentTwiceAtOnce,
     /// A before-image is given up when its read is interrupted or moves a part only.
     ImageReadOnce,
+    /// What a write wanted in an increment that is over is expected of the next one.
+    LateWantCounts,
+    /// A checksum error in our own memory is taken for an error of the secondary.
+    DamageFailsLink,
 }
 
 #[cfg(feature = "bugs")]

@@ -199,7 +199,7 @@ fn meet(tracking: &Tracking, primary: &AtomicU64, room: bool) -> (Option<u64>, b
                 told.push(tracking.claims().take_waiters());
                 parked = true;
             }
-            Collision::Busy => parked = true,
+            Collision::Busy(_) => parked = true,
         }
     }
     if parked && !tracking.must_wait(TRACK, Waiter::queue(QUEUE)) {
@@ -339,5 +339,26 @@ fn a_drain_that_looks_during_an_abort_folds_only_afterwards() {
             assert!(tracking.fold());
         }
         assert_eq!((tracking.out_of_sync().count(), tracking.change_recording().count()), (2, 0));
+    });
+}
+
+#[test]
+fn a_track_given_back_during_an_abort_marks_no_spare() {
+    loom::model(|| {
+        let tracking = running(2);
+        let ticket = admitted(&tracking);
+        tracking.mark(&ticket, one());
+        assert_eq!(tracking.collide(TRACK, Waiter::queue(QUEUE)), Collision::Owned(1));
+        let host = {
+            let tracking = tracking.clone();
+            thread::spawn(move || tracking.disown(TRACK))
+        };
+        tracking.retire(true);
+        tracking.fold();
+        host.join().expect("no panic");
+        tracking.owner_handed_over();
+        assert!(tracking.unfolded().is_none() || tracking.fold());
+        assert_eq!(tracking.change_recording().count(), 0, "the next cut would begin with a mark");
+        tracking.finish(ticket, one());
     });
 }

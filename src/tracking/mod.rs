@@ -73,8 +73,8 @@ pub enum Collision {
     None,
     /// The cut of this number does, and the caller now owns the track: keep its content, then [`Tracking::image_read`].
     Owned(u64),
-    /// Somebody is reading it: park the write and ask again when the doorbell rings.
-    Busy,
+    /// Somebody is reading it for this cut: park the write and ask again when the doorbell rings.
+    Busy(u64),
 }
 
 /// Writes in flight of one queue, by structure; on a cache line of its own.
@@ -210,7 +210,7 @@ impl Tracking {
             return Collision::None;
         }
         if !self.claims.claim(track, waiter) {
-            return Collision::Busy;
+            return Collision::Busy(roles.cut);
         }
         // Only the holder of the claim clears the mark, so between the look and the clear it stays. Counted before it
         // is cleared: whoever finds no mark, and then nothing owned, knows that the drain has every content. If the
@@ -336,10 +336,11 @@ impl Tracking {
     }
 
     /// Moves what an aborted increment left in the spare into OOS, and says whether the spare is ready for the next
-    /// cut: empty, with no write in flight that would mark it again. Called by the drain until it is.
+    /// cut: empty, with nobody left who would mark it again: a write in flight, or one that owns a track and gives it
+    /// back to the OOS of before the abort. Called by the drain until it is.
     pub fn fold(&self) -> bool {
         let before = self.roles().before;
-        let settled = self.in_flight_on(before.other()) == 0;
+        let settled = self.in_flight_on(before.other()) == 0 && self.owned() == 0;
         let (oos, spare) = (self.bitmap(before), self.bitmap(before.other()));
         if spare.count() > 0 {
             spare.move_to(oos);

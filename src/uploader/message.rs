@@ -17,16 +17,19 @@ pub enum Message {
     ImageLost {
         cut: u64,
     },
-    /// A colliding write could not keep the track's content: it has marked the track again and waits until it has been
-    /// sent. It has waited since then, in milliseconds.
+    /// A write that collided with this cut could not keep the track's content: it has marked the track again and waits
+    /// until it has been sent. It has waited since then, in milliseconds.
     GivenBack {
         track: TrackNo,
         since_ms: u64,
+        cut: u64,
     },
-    /// A colliding write waits until whoever reads the track has done so. It has waited since then, in milliseconds.
+    /// A write that collided with this cut waits until whoever reads the track has done so. It has waited since then,
+    /// in milliseconds.
     Want {
         track: TrackNo,
         since_ms: u64,
+        cut: u64,
     },
     /// Something changed that the drain sees for itself: a cut, its end, an earlier write that finished, a mark.
     Look,

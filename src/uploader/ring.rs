@@ -75,6 +75,12 @@ enum Request {
     Flush,
 }
 
+impl Request {
+    fn is_for_secondary(self) -> bool {
+        !matches!(self, Self::Bell | Self::Read(..))
+    }
+}
+
 /// A run's memory and what was read into it.
 ///
 /// A run is written as soon as it is read, by the same thread, and no one else touches the memory: a checksum over that
@@ -95,6 +101,8 @@ pub struct Uploader {
     requests: Requests<Request>,
     slots: Vec<Slot>,
     messages: Vec<Message>,
+    /// Requests to the secondary under way, and since when it owes an answer.
+    at_secondary: usize,
     answered_ms: u64,
     paused: bool,
     /// When the stop has to be over.
@@ -119,7 +127,17 @@ impl Uploader {
         let entries = u32::try_from(2 * window.next_power_of_two() + 8).unwrap_or(1024);
         let ring = IoUring::builder().build(entries)?;
         ring.submitter().register_files(&[parts.primary.raw_fd(), parts.secondary_device.raw_fd()])?;
-        Ok(Self { parts, ring, requests, slots, messages: Vec::new(), answered_ms: 0, paused: false, stop_at_ms: None })
+        Ok(Self {
+            parts,
+            ring,
+            requests,
+            slots,
+            messages: Vec::new(),
+            at_secondary: 0,
+            answered_ms: 0,
+            paused: false,
+            stop_at_ms: None,
+        })
     }
 
     /// Runs until it is told to stop and nothing is under way.
@@ -194,8 +212,8 @@ impl Uploader {
             match message {
                 Message::Image { image, track, cut } => drain.add_image(tracking, image, track, cut),
                 Message::ImageLost { cut } => drain.image_lost(tracking, cut),
-                Message::GivenBack { track, since_ms } => drain.given_back(tracking, track, since_ms),
-                Message::Want { track, since_ms } => drain.want(track, since_ms),
+                Message::GivenBack { track, since_ms, cut } => drain.given_back(tracking, track, since_ms, cut),
+                Message::Want { track, since_ms, cut } => drain.want(track, since_ms, cut),
                 Message::Look => {}
                 Message::Pause(paused) => {
                     self.paused = paused;
@@ -237,7 +255,7 @@ impl Uploader {
             unreadable_tracks: drain.tracks_unreadable(),
             synced_ms: drain.synced_ms(),
             link_is_up: drain.link_is_up(),
-            stalled: self.requests.under_way() > 1 && now > self.answered_ms + STALL_MS,
+            stalled: self.at_secondary > 0 && now > self.answered_ms + STALL_MS,
             paused: self.paused,
         };
         *self.parts.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
@@ -270,6 +288,12 @@ impl Uploader {
 
     #[expect(unsafe_code, reason = "pushing a ring entry")]
     fn push(&mut self, entry: squeue::Entry, request: Request) -> io::Result<()> {
+        if request.is_for_secondary() {
+            if self.at_secondary == 0 {
+                self.answered_ms = self.now_ms();
+            }
+            self.at_secondary += 1;
+        }
         let number = self.requests.put(request);
         let entry = entry.user_data(number);
         loop {
@@ -289,9 +313,6 @@ impl Uploader {
     }
 
     fn carry_out(&mut self, op: Op, now: u64) -> io::Result<()> {
-        if self.requests.under_way() <= 1 {
-            self.answered_ms = now;
-        }
         match op {
             Op::Read(slot, tracks) => {
                 self.slots[slot.0].first = tracks.start;
@@ -362,7 +383,8 @@ impl Uploader {
         loop {
             let Some(completion) = self.ring.completion().next() else { return Ok(()) };
             let Some(request) = self.requests.take(completion.user_data()) else { continue };
-            if !matches!(request, Request::Bell | Request::Read(..)) {
+            if request.is_for_secondary() {
+                self.at_secondary -= 1;
                 self.answered_ms = now;
             }
             self.finished(request, completion.result(), now)?;

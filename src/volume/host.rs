@@ -188,7 +188,7 @@ impl Host {
                             add(&self.counters.collisions_sent_first, 1);
                         }
                         let since_ms = waiting_since(&mut slot.collided_us, io);
-                        io.tell_drain(Message::GivenBack { track, since_ms });
+                        io.tell_drain(Message::GivenBack { track, since_ms, cut });
                         *parked = true;
                         break;
                     };
@@ -198,10 +198,10 @@ impl Host {
                     let length = u32::try_from(length).unwrap_or(u32::MAX);
                     io.read_image(tag, ImageRead { image, offset, length, done: 0, again: 0 });
                 }
-                Collision::Busy => {
+                Collision::Busy(cut) => {
                     // Whoever reads it may be waiting for the secondary in turn: the wait has a bound.
                     let since_ms = waiting_since(&mut slot.collided_us, io);
-                    io.tell_drain(Message::Want { track, since_ms });
+                    io.tell_drain(Message::Want { track, since_ms, cut });
                     *parked = true;
                     break;
                 }

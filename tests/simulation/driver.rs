@@ -49,10 +49,15 @@ pub struct Driver {
     cut: Option<u64>,
     /// A content that the cut needs could not be read or kept.
     pub image_lost: bool,
+    /// Errors of the secondary that the drain was told of.
+    secondary_errors: u64,
+    /// The longest wait for a collision, and when the present cut was first seen: no write has waited for it longer.
+    pub wait_ms: u64,
+    cut_seen_ms: u64,
 }
 
 impl Driver {
-    pub fn new(tracks: usize) -> Self {
+    pub fn new(tracks: usize, wait_ms: u64) -> Self {
         Self {
             phase: Phase::Answers,
             answers: VecDeque::new(),
@@ -67,6 +72,9 @@ impl Driver {
             excused: false,
             cut: None,
             image_lost: false,
+            secondary_errors: 0,
+            wait_ms,
+            cut_seen_ms: 0,
         }
     }
 
@@ -78,6 +86,7 @@ impl Driver {
 
     fn follow(&mut self, cut: Option<u64>) {
         if self.cut != cut {
+            self.cut_seen_ms = self.now_ms;
             self.cut = cut;
             self.excused = false;
             self.images_sent.fill(0);
@@ -128,14 +137,16 @@ impl World {
                 volume.driver.marked = volume.tracking.out_of_sync().count() > 0;
                 volume.driver.phase = Phase::Poll;
             }
-            Phase::Poll => match volume.drain.poll(now_ms, &volume.tracking) {
-                Some(op) => self.carry_out(index, op),
-                None => {
+            Phase::Poll => {
+                volume.driver.follow(volume.tracking.cut());
+                if let Some(op) = volume.drain.poll(now_ms, &volume.tracking) {
+                    self.carry_out(index, op);
+                } else {
                     let answer_wakes = volume.driver.marked && volume.drain.expects_answer();
                     let sleep = volume.driver.dozed || answer_wakes;
                     volume.driver.phase = if sleep { Phase::Sleep } else { Phase::Doze };
                 }
-            },
+            }
             Phase::Doze => {
                 // No answer will come that makes it look again, so a mark has to: the word, then one more look.
                 volume.driver.dozed = true;
@@ -162,11 +173,16 @@ impl World {
             match message {
                 Message::Image { image, track, cut } => volume.drain.add_image(&volume.tracking, image, track, cut),
                 Message::ImageLost { cut } => volume.drain.image_lost(&volume.tracking, cut),
-                Message::GivenBack { track, since_ms } => volume.drain.given_back(&volume.tracking, track, since_ms),
-                Message::Want { track, since_ms } => volume.drain.want(track, since_ms),
+                Message::GivenBack { track, since_ms, cut } => {
+                    volume.drain.given_back(&volume.tracking, track, since_ms, cut);
+                }
+                Message::Want { track, since_ms, cut } => volume.drain.want(track, since_ms, cut),
                 Message::Look | Message::Stop => {}
                 Message::Pause(paused) => volume.drain.pause(paused),
-                Message::Policy(policy) => volume.drain.set_policy(policy),
+                Message::Policy(policy) => {
+                    volume.driver.wait_ms = policy.collision_wait_ms;
+                    volume.drain.set_policy(policy);
+                }
             }
         }
     }
@@ -251,7 +267,8 @@ impl World {
 
     fn look_at(&mut self, index: usize, answer: Answer) {
         let now_ms = self.now_ms();
-        let Volume { drain, tracking, side, .. } = &mut self.volumes[index];
+        let Volume { drain, tracking, side, driver, .. } = &mut self.volumes[index];
+        driver.secondary_errors += u64::from(!answer.ok && answer.kind.to_secondary());
         match answer.kind {
             IoKind::ReadRun(slot) if answer.ok => {
                 drain.read_done(slot, tracking, |track| side.devices.slot_is_zero(slot, track));
@@ -271,6 +288,10 @@ impl World {
             self.report(index, report);
         }
         let volume = &mut self.volumes[index];
+        if volume.drain.totals().secondary_errors != volume.driver.secondary_errors {
+            self.breach("H35", format!("volume {index} counts errors that the secondary did not give"));
+        }
+        let volume = &mut self.volumes[index];
         for image in volume.drain.take_freed() {
             volume.side.devices.free_images.push(image);
         }
@@ -283,8 +304,17 @@ impl World {
 
     fn report(&mut self, index: usize, report: Report) {
         self.note(Note::Report(index, report));
-        if matches!(report, Report::Abort(_, AbortReason::ImageLost)) && !self.volumes[index].driver.image_lost {
-            self.breach("kept", format!("volume {index} gives up for a content that it could have kept"));
+        let driver = &self.volumes[index].driver;
+        match report {
+            Report::Abort(_, AbortReason::ImageLost) if !driver.image_lost => {
+                self.breach("kept", format!("volume {index} gives up for a content that it could have kept"));
+            }
+            Report::Abort(cut, AbortReason::CollisionWait)
+                if driver.cut == Some(cut) && driver.now_ms < driver.cut_seen_ms + driver.wait_ms =>
+            {
+                self.breach("kept", format!("volume {index} gives up cut {cut} before a write can have waited for it"));
+            }
+            _ => {}
         }
         self.tell_controller_report(index, report);
     }

@@ -189,4 +189,6 @@ bugs_are_found! {
     a_send_repeated_from_the_primary_is_found: ResendFromPrimary breaks ["P2"],
     a_track_sent_twice_at_once_is_found: SentTwiceAtOnce breaks ["H14"],
     an_image_given_up_too_soon_is_found: ImageReadOnce breaks ["kept"],
+    a_late_want_that_counts_is_found: LateWantCounts breaks ["kept"],
+    damage_that_fails_the_link_is_found: DamageFailsLink breaks ["H35"],
 }

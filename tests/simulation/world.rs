@@ -129,7 +129,7 @@ impl Volume {
         Self {
             hosts: (0..options.queues).map(host).collect(),
             drain: Drain::new(options.limits, options.policy, seed),
-            driver: Driver::new(options.tracks),
+            driver: Driver::new(options.tracks, options.policy.collision_wait_ms),
             side: Side {
                 volume: index,
                 devices,

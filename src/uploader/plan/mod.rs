@@ -272,16 +272,19 @@ impl Drain {
         }
     }
 
-    /// A colliding write waits until the track has been sent, since the time given.
-    pub fn want(&mut self, track: TrackNo, since_ms: u64) {
-        let since = self.urgent.entry(track).or_insert(since_ms);
-        *since = since_ms.min(*since);
+    /// A write that collided with `cut` waits until the track has been sent, since the time given. Told late, when that
+    /// increment is over, it is nothing to the next: the write waits no longer.
+    pub fn want(&mut self, track: TrackNo, since_ms: u64, cut: u64) {
+        if self.cut.is_some_and(|known| known.number == cut) || present(Bug::LateWantCounts) {
+            let since = self.urgent.entry(track).or_insert(since_ms);
+            *since = since_ms.min(*since);
+        }
     }
 
-    /// A colliding write has marked its track again, and waits.
-    pub fn given_back(&mut self, tracking: &Tracking, track: TrackNo, since_ms: u64) {
+    /// A write that collided with `cut` has marked its track again, and waits.
+    pub fn given_back(&mut self, tracking: &Tracking, track: TrackNo, since_ms: u64, cut: u64) {
         tracking.owner_handed_over();
-        self.want(track, since_ms);
+        self.want(track, since_ms, cut);
     }
 
     // What to do next.

@@ -2,7 +2,7 @@
 
 use super::{Drain, Op};
 use crate::bugs::{Bug, present};
-use crate::geometry::TrackRange;
+use crate::geometry::{TrackNo, TrackRange};
 use crate::increment::AbortReason;
 use crate::tracking::Tracking;
 use crate::uploader::cargo::{ImageNo, ImageState, Segment, Slot, SlotNo};
@@ -25,12 +25,16 @@ impl Drain {
 
     /// A part of a slot is at the secondary, or failed to get there.
     pub fn write_done(&mut self, slot: SlotNo, segment: Segment, ok: bool, now_ms: u64, tracking: &Tracking) {
-        let again = (self.cut_counts() && !present(Bug::ResendFromPrimary)) || ok;
         if ok {
             self.acknowledged(segment.tracks, segment.zero, now_ms, tracking);
         } else {
             self.failed(now_ms);
         }
+        self.segment_done(slot, segment, ok, tracking);
+    }
+
+    fn segment_done(&mut self, slot: SlotNo, segment: Segment, ok: bool, tracking: &Tracking) {
+        let again = (self.cut_counts() && !present(Bug::ResendFromPrimary)) || ok;
         let Slot::Sending { tracks, waiting, sending, claimed } = &mut self.cargo.slots[slot.0] else { return };
         *sending -= 1;
         if !ok && again {
@@ -59,10 +63,16 @@ impl Drain {
             self.acknowledged(TrackRange::one(track), false, now_ms, tracking);
         } else {
             self.failed(now_ms);
-            if self.cut_counts() {
-                self.cargo.image_again(image);
-                return;
-            }
+        }
+        self.image_ended(image, track, ok, tracking);
+    }
+
+    fn image_ended(&mut self, image: ImageNo, track: TrackNo, ok: bool, tracking: &Tracking) {
+        if !ok && self.cut_counts() {
+            self.cargo.image_again(image);
+            return;
+        }
+        if !ok {
             tracking.mark_out_of_sync(TrackRange::one(track));
         }
         self.cargo.end_image(image);
@@ -71,18 +81,32 @@ impl Drain {
         }
     }
 
-    /// The content in memory is not what was read (H20). It is never sent.
+    /// The content in memory is not what was read (H20). It is never sent; the secondary has nothing to do with it.
     pub fn slot_damaged(&mut self, slot: SlotNo, segment: Segment, now_ms: u64, tracking: &Tracking) {
-        self.totals.checksum_errors += 1;
-        self.doom(AbortReason::ImageLost);
-        self.write_done(slot, segment, false, now_ms, tracking);
+        self.damaged(now_ms);
+        self.segment_done(slot, segment, false, tracking);
     }
 
     /// As [`Self::slot_damaged`], of a before-image.
     pub fn image_damaged(&mut self, image: ImageNo, now_ms: u64, tracking: &Tracking) {
+        let Some((track, ImageState::Sending)) = self.cargo.images.get(&image).copied() else { return };
+        self.damaged(now_ms);
+        self.image_ended(image, track, false, tracking);
+    }
+
+    fn damaged(&mut self, now_ms: u64) {
         self.totals.checksum_errors += 1;
         self.doom(AbortReason::ImageLost);
-        self.image_done(image, false, now_ms, tracking);
+        self.not_there();
+        if present(Bug::DamageFailsLink) {
+            self.failed(now_ms);
+        }
+    }
+
+    /// What was to be sent is not at the secondary, and will be marked again: older marks than they look.
+    fn not_there(&mut self) {
+        self.sweep.void();
+        self.cargo.forget_ages();
     }
 
     fn acknowledged(&mut self, tracks: TrackRange, zero: bool, now_ms: u64, tracking: &Tracking) {
@@ -102,8 +126,7 @@ impl Drain {
 
     /// A request to the secondary failed: what it carried is not there.
     fn failed(&mut self, now_ms: u64) {
-        self.sweep.void();
-        self.cargo.forget_ages();
+        self.not_there();
         self.totals.secondary_errors += 1;
         self.link.failed(now_ms);
     }
