@@ -25,7 +25,7 @@ const MODULES: [(&str, &[&str]); 17] = [
     ("uploader", &["io_uring", "libc", "nix", "crc32c", "tracing"]),
     ("frontend", &["libublk", "io_uring", "nix", "libc", "serde_json", "thiserror", "tracing"]),
     ("volume", &["libc", "nix", "thiserror"]),
-    ("controller", &["tokio", "serde", "serde_json", "toml", "nix", "thiserror", "tracing"]),
+    ("controller", &["tokio", "serde", "serde_json", "toml", "toml_edit", "nix", "thiserror", "tracing"]),
     ("control", &["tokio", "serde", "serde_json", "nix", "thiserror", "tracing"]),
     (
         "cli",
@@ -46,7 +46,7 @@ const MODULES: [(&str, &[&str]); 17] = [
 ];
 
 /// Packages whose use is confined. Of the others there are none.
-const PACKAGES: [&str; 18] = [
+const PACKAGES: [&str; 19] = [
     "libublk",
     "io_uring",
     "nix",
@@ -57,6 +57,7 @@ const PACKAGES: [&str; 18] = [
     "serde",
     "serde_json",
     "toml",
+    "toml_edit",
     "thiserror",
     "tracing",
     "tracing_subscriber",

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::api::{CollisionPolicy, Failure, FailureKind, Settings};
+use super::api::{CollisionPolicy, Failure, FailureKind, Settings, SettingsChange};
 use super::limits::{self, Limit};
+use super::rewrite;
 
 /// Where the configuration is unless the command line says otherwise.
 pub const CONFIG_DIR: &str = "/etc/farpoint";
@@ -226,9 +227,7 @@ impl Config {
     /// Reads the description of one volume, as it is now.
     pub fn volume(&self, name: &str) -> Result<VolumeConfig, Failure> {
         let file = self.volume_file(name)?;
-        let missing = || format!("there is no {}; write it or name --primary and --secondary", file.display());
-        let text = read(&file)?.ok_or_else(|| Failure::new(FailureKind::NotFound, missing()))?;
-        VolumeConfig::parse(&text, &file)
+        VolumeConfig::parse(&existing(&file)?, &file)
     }
 
     /// Names of the volumes that have a file, in order. Files with other names are none of ours.
@@ -260,13 +259,19 @@ impl Config {
         Ok(file)
     }
 
-    /// Replaces the file of a volume that has one, durably: the old or the new text is there whenever it is looked at.
-    pub fn update_volume(&self, name: &str, volume: &VolumeConfig) -> Result<(), Failure> {
+    /// Changes settings in the file of a volume that has one, durably: the old or the new text is there whenever it is
+    /// looked at. For one caller at a time.
+    pub fn update_volume(&self, name: &str, change: &SettingsChange) -> Result<(), Failure> {
         let file = self.volume_file(name)?;
-        let text = toml::to_string(volume).map_err(|error| failed(format!("{}: {error}", file.display())))?;
+        let old = existing(&file)?;
+        VolumeConfig::parse(&old, &file)?;
+        let text = rewrite::changed(&old, change)
+            .map_err(|failure| Failure { message: format!("{}: {failure}", file.display()), ..failure })?;
+        VolumeConfig::parse(&text, &file)?;
         let (directory, new) = (self.directory.join(VOLUME_DIR), file.with_extension("toml.new"));
         let _ = fs::remove_file(&new);
         let replaced = write_new(&new, &directory, text.as_bytes())
+            .and_then(|()| fs::set_permissions(&new, fs::metadata(&file)?.permissions()))
             .and_then(|()| fs::rename(&new, &file))
             .and_then(|()| File::open(&directory)?.sync_all());
         replaced.map_err(|error| io_failure(&file, &error))
@@ -281,6 +286,12 @@ impl Config {
             _ => Ok(()),
         }
     }
+}
+
+/// The text of a volume's file, which has to be there.
+fn existing(file: &Path) -> Result<String, Failure> {
+    let missing = || format!("there is no {}; write it or name --primary and --secondary", file.display());
+    read(file)?.ok_or_else(|| Failure::new(FailureKind::NotFound, missing()))
 }
 
 /// Leaves no half-written file behind: it is removed again if anything fails after it was made.
@@ -551,7 +562,14 @@ mod tests {
         assert_eq!(config.volume("v"), Ok(volume.clone()));
         assert_eq!(config.volume_names(), Ok(vec!["v".to_owned()]));
         assert_eq!(config.write_volume("v", &volume).expect_err("exists").kind, FailureKind::WrongState);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("chmod");
+        let change = SettingsChange { bandwidth_limit: Some(limits::MIB), ..SettingsChange::default() };
+        config.update_volume("v", &change).expect("updated");
+        assert_eq!(config.volume("v").expect("read").bandwidth_limit, limits::MIB);
+        assert_eq!(fs::metadata(&file).expect("there").mode() & 0o777, 0o640);
         config.remove_volume("v").expect("removed");
+        let gone = config.update_volume("v", &change).expect_err("there is nothing to update");
+        assert_eq!((gone.kind, file.exists()), (FailureKind::NotFound, false));
         config.remove_volume("v").expect("gone already");
         assert!(config.write_volume("../v", &volume).is_err());
         assert!(config.write_volume("w", &VolumeConfig::new("a".into(), "/b".into())).is_err());

@@ -33,6 +33,8 @@ pub(super) struct Entry {
     pub last_abort: Option<String>,
     /// That it has broken is in the log.
     pub told: bool,
+    /// Its configuration file is being written.
+    pub writing: bool,
     /// Every track has to be copied once before the secondary is usable.
     pub full_copy: bool,
     pub completed: u64,
@@ -77,6 +79,7 @@ impl Entry {
             last_complete: None,
             last_abort: None,
             told: false,
+            writing: false,
             completed: 0,
             aborted: 0,
             hold_us_max: 0,
@@ -96,6 +99,17 @@ impl Entry {
             Phase::Busy(what) => state(format!("the volume is {what}; try again when that is done")),
             Phase::Failed(why) => state(format!("the volume has failed: {why}; take it down")),
         }
+    }
+
+    /// Whether settings may be changed, which writes the volume's file.
+    pub fn may_be_set(&self, name: &str) -> Result<(), Failure> {
+        let what = match self.phase {
+            Phase::Busy(what) => what,
+            _ if self.writing => "being set",
+            _ => return Ok(()),
+        };
+        let why = format!("{name}: the volume is {what}; try again when that is done");
+        Err(Failure::new(FailureKind::WrongState, why))
     }
 
     pub fn spec(&self, name: &str) -> Spec {
@@ -123,5 +137,24 @@ pub(super) fn policy(settings: &Settings) -> Policy {
         send_first: settings.collision_policy == super::api::CollisionPolicy::SendFirst,
         collision_wait_ms: settings.collision_wait_ms,
         bandwidth: settings.bandwidth_limit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::Side;
+
+    #[test]
+    fn a_volume_has_one_writer_of_its_file_at_a_time() {
+        let side = || Side { identity: String::new(), size: 1 << 20 };
+        let config = VolumeConfig::new("/a".into(), "/b".into());
+        let mut entry = Entry::new(VolumeId(0), config, State::new(side(), side(), 65536));
+        assert!(entry.may_be_set("v").is_ok());
+        entry.writing = true;
+        assert!(entry.may_be_set("v").is_err());
+        (entry.writing, entry.phase) = (false, Phase::Busy("being deleted"));
+        let failure = entry.may_be_set("v").expect_err("the file would come back");
+        assert_eq!(failure.message, "v: the volume is being deleted; try again when that is done");
     }
 }

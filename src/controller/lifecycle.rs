@@ -310,7 +310,8 @@ impl Controller {
     /// `delete`: forgets a volume that is down. Its data stays where it is.
     pub(super) fn delete(&mut self, name: String, reply: Reply) {
         let down = self.entry_mut(&name).and_then(|entry| match entry.phase {
-            Phase::Down => Ok(()),
+            // While its file is being written it would come back.
+            Phase::Down => entry.may_be_set(&name),
             _ => Err(Failure::new(FailureKind::WrongState, format!("{name} is not down; take it down first"))),
         });
         if let Err(failure) = down {

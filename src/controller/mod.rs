@@ -10,6 +10,7 @@ mod increments;
 mod lifecycle;
 pub mod limits;
 mod report;
+mod rewrite;
 mod watchers;
 
 use crate::frontend::{features, leftovers};
@@ -49,7 +50,7 @@ enum Note {
     Deleted(String, Result<(), Failure>, Reply),
     /// The numbers of an increment about to be cut are stored, or could not be.
     Reserved(increments::Reservation, Result<(), Failure>),
-    Set(String, Result<(), Failure>),
+    Set(Vec<String>, Result<(), Failure>, Reply),
 }
 
 /// The controller: one running farpoint daemon.
@@ -165,7 +166,7 @@ impl Controller {
             Request::Status(selection) => answer(reply, self.status(&selection.volumes)),
             Request::Pause(many) => answer(reply, self.pause(many.volumes, true)),
             Request::Resume(many) => answer(reply, self.pause(many.volumes, false)),
-            Request::Set(set) => answer(reply, self.set(set.volumes, &set.settings)),
+            Request::Set(set) => self.set(set.volumes, set.settings, reply),
             Request::Events(_) => {
                 answer(reply, Err(Failure::new(FailureKind::Usage, "events are a subscription, not a request")));
             }
@@ -182,11 +183,7 @@ impl Controller {
             Note::Down(name, result, reply) => self.is_down(&name, result, reply),
             Note::Deleted(name, result, reply) => self.deleted(&name, result, reply),
             Note::Reserved(reservation, result) => self.reserved(reservation, result),
-            Note::Set(name, result) => {
-                if let Err(failure) = result {
-                    tracing::warn!("{name}: the new settings hold but could not be kept: {failure}");
-                }
-            }
+            Note::Set(volumes, result, reply) => self.is_set(volumes, result, reply),
         }
         self.look_after();
     }
@@ -209,28 +206,39 @@ impl Controller {
         Ok(Response::Done(api::Done { volumes }))
     }
 
-    fn set(&mut self, volumes: Vec<String>, change: &api::SettingsChange) -> Result<Response, Failure> {
-        for name in &volumes {
-            if let Phase::Busy(what) = self.entry(name)?.phase {
-                let why = format!("{name}: the volume is {what}; try again when that is done");
-                return Err(Failure::new(FailureKind::WrongState, why));
-            }
+    /// `set`: the settings hold at once; answered when they are in the volumes' files. A file has one writer at a time.
+    fn set(&mut self, volumes: Vec<String>, change: api::SettingsChange, reply: Reply) {
+        if let Err(failure) = volumes.iter().try_for_each(|name| self.entry(name)?.may_be_set(name)) {
+            return answer(reply, Err(failure));
         }
         for name in &volumes {
-            let (config, notes) = (self.config.clone(), self.notes.clone());
-            let entry = self.entry_mut(name)?;
+            let Some(entry) = self.volumes.get_mut(name) else { continue };
             change.apply(&mut entry.settings);
             if let Phase::Up(volume) = &entry.phase {
                 volume.set_policy(entry::policy(&entry.settings));
             }
-            let (name, volume) = (name.clone(), entry.config.clone().with_settings(&entry.settings));
-            entry.config = volume.clone();
-            spawn_blocking(move || {
-                let result = config.update_volume(&name, &volume);
-                let _ = notes.send(Note::Set(name, result));
-            });
+            entry.config = entry.config.clone().with_settings(&entry.settings);
+            entry.writing = true;
         }
-        Ok(Response::Done(api::Done { volumes }))
+        let (config, notes) = (self.config.clone(), self.notes.clone());
+        spawn_blocking(move || {
+            let result = volumes.iter().try_for_each(|name| config.update_volume(name, &change));
+            let _ = notes.send(Note::Set(volumes, result, reply));
+        });
+    }
+
+    fn is_set(&mut self, volumes: Vec<String>, result: Result<(), Failure>, reply: Reply) {
+        for name in &volumes {
+            if let Some(entry) = self.volumes.get_mut(name) {
+                entry.writing = false;
+            }
+        }
+        let result = result.map_err(|failure| {
+            let why = format!("the new settings hold but are not kept over a restart of the daemon: {failure}");
+            tracing::warn!("{}: {why}", volumes.join(" "));
+            Failure { message: why, ..failure }
+        });
+        answer(reply, result.map(|()| Response::Done(api::Done { volumes })));
     }
 }
 

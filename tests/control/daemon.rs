@@ -1,7 +1,7 @@
-//! The daemon as a process: when it says it is ready, that there is one of it, and how it ends. It has no volumes here,
-//! and needs no kernel driver.
+//! The daemon as a process: when it says it is ready, that there is one of it, and how it ends. Its volumes are
+//! never up here, so no kernel driver is needed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -77,4 +77,38 @@ fn a_daemon_that_was_killed_is_simply_started_again() {
     let gone = farpoint(at, &["status"]).output().expect("runs");
     assert_eq!(gone.status.code(), Some(3), "{}", String::from_utf8_lossy(&gone.stderr));
     assert_eq!(end(start(at), Signal::SIGTERM).status.code(), Some(0));
+}
+
+#[test]
+fn settings_change_nothing_else_in_a_volumes_file_however_many_set_them_at_once() {
+    let directory = directory();
+    let at = directory.path();
+    let (primary, secondary) = (at.join("primary"), at.join("secondary"));
+    for path in [&primary, &secondary] {
+        File::create(path).and_then(|file| file.set_len(1 << 20)).expect("a file");
+    }
+    fs::create_dir(at.join("etc/volumes.d")).expect("mkdir");
+    let file = at.join("etc/volumes.d/v.toml");
+    let text = format!(
+        "# the database\nprimary = '{}'\nsecondary = '{}'\nrun_timer_ms = 7 # short\n",
+        primary.display(),
+        secondary.display()
+    );
+    fs::write(&file, &text).expect("written");
+    let daemon = start(at);
+    let run = |arguments: &[&str]| farpoint(at, arguments).output().expect("runs");
+    let created = run(&["create", "v", "--force", "--yes"]);
+    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+
+    let set = |timer: &str| farpoint(at, &["set", "v", "--run-timer-ms", timer]).stderr(Stdio::null()).spawn();
+    let all: Vec<Child> = ["11", "12", "13", "14", "15", "16"].map(|timer| set(timer).expect("runs")).into();
+    let codes: Vec<_> = all.into_iter().map(|child| child.wait_with_output().expect("ended").status.code()).collect();
+    assert!(codes.contains(&Some(0)) && codes.iter().all(|code| matches!(code, Some(0 | 4))), "{codes:?}");
+    assert!(run(&["set", "v", "--run-timer-ms", "99"]).status.success());
+    assert_eq!(fs::read_to_string(&file).expect("there"), text.replace("= 7 #", "= 99 #"));
+    assert_eq!(fs::read_dir(at.join("etc/volumes.d")).expect("listed").count(), 1);
+
+    assert!(run(&["delete", "v", "--yes"]).status.success());
+    assert!(!file.exists());
+    assert_eq!(end(daemon, Signal::SIGTERM).status.code(), Some(0));
 }
