@@ -4,7 +4,7 @@
 use super::api::{Create, Done, Down, Failure, FailureKind, Response, UpReply};
 use super::config::{Direct, VolumeConfig};
 use super::entry::{Entry, Phase};
-use super::{Controller, Note, Reply, answer};
+use super::{Controller, Note, Reply, answer, need};
 use crate::frontend::openers;
 use crate::geometry::Geometry;
 use crate::group::VolumeId;
@@ -116,6 +116,7 @@ impl Controller {
                     return Err(Failure::new(FailureKind::WrongState, why));
                 }
                 let (primary, secondary) = open(&config, own, Some(force))?;
+                need::check(&config, primary.size())?;
                 let (one, other, track_size) = sides(&primary, &secondary, &config);
                 let state = State::new(one, other, track_size);
                 state.store(&path)?;
@@ -156,6 +157,7 @@ impl Controller {
             let result: Result<_, Failure> = open(&config, own, None).and_then(|(primary, secondary)| {
                 let (one, other, track_size) = sides(&primary, &secondary, &config);
                 state.check(&one, &other, track_size)?;
+                need::check(&config, primary.size())?;
                 let marks = state.begin().map_or(Marks::All, |tracks| Marks::These(tracks.into()));
                 // Before the first write is accepted: from here until a clean stop the record says nothing of tracks.
                 state.store(&path)?;

@@ -9,6 +9,7 @@ mod entry;
 mod increments;
 mod lifecycle;
 pub mod limits;
+mod need;
 mod report;
 mod rewrite;
 mod watchers;

@@ -25,7 +25,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Stopping writes out what a file system on the device still has, which may take its time.
 const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 /// Largest request of the host, in bytes: each tag has memory for one.
-const REQUEST_BYTES_MAX: u32 = 512 << 10;
+pub const REQUEST_BYTES_MAX: u32 = 512 << 10;
 /// Largest discard or write-zeroes, in bytes: bounds how long marking one takes.
 const DISCARD_BYTES_MAX: u32 = 64 << 20;
 

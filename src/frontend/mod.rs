@@ -10,7 +10,7 @@ pub mod run_dir;
 mod ublk_queue;
 mod watchdog;
 
-pub use device::{DeviceError, Shape, UblkDevice};
+pub use device::{DeviceError, REQUEST_BYTES_MAX, Shape, UblkDevice};
 pub use queue_io::{Handler, QueueIo, Zeroing};
 pub use request::{Op, Request, SECTOR_SHIFT, Tag};
 pub use ublk_queue::Shared;
