@@ -463,6 +463,8 @@ pub struct Counters {
     pub collisions_kept: u64,
     /// Collisions in which the write waited for the secondary.
     pub collisions_sent_first: u64,
+    /// Writes that had to wait because their track was being read or sent already.
+    pub collisions_waited: u64,
     pub increments_completed: u64,
     pub increments_aborted: u64,
     /// Longest hold so far, in microseconds.
@@ -475,7 +477,7 @@ pub struct Counters {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     pub action: EventAction,
-    /// `volume`, `increment`, or `-` for the end of the dump.
+    /// `volume`, or `-` for the end of the dump.
     pub object: String,
     /// Name of the object; empty for `-`.
     pub name: String,

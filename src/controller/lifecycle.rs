@@ -79,7 +79,7 @@ impl Controller {
             match self.config.volume(&name).and_then(|config| Ok((config, State::load(&self.state_path(&name))?))) {
                 Ok((config, Some(state))) => self.add(name, config, state),
                 Ok((_, None)) => tracing::info!("{name}: has a configuration but was never created"),
-                Err(failure) => tracing::error!("{name}: left out: {failure}"),
+                Err(failure) => tracing::error!("{name}: left out: {failure}; then restart the daemon"),
             }
         }
         Ok(())

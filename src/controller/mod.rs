@@ -127,7 +127,10 @@ impl Controller {
         }
         self.load_known()?;
         let signal = |kind| {
-            tokio::signal::unix::signal(kind).map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))
+            tokio::signal::unix::signal(kind).map_err(|error| {
+                let why = format!("cannot take signals: {error}; see whether files or memory have run out");
+                Failure::new(FailureKind::Failed, why)
+            })
         };
         let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;

@@ -16,13 +16,16 @@ pub use tracks::Tracks;
 /// Why metadata cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
-    #[error("{path:?}: {doing} failed: {source}")]
+    #[error("{path:?}: {doing} failed: {source}; see to its file system and try again")]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
     #[error("{path:?} is not a state record of farpoint; move it away, then create the volume again")]
     Foreign { path: PathBuf },
     #[error("{path:?} has format version {found}, this farpoint knows {known}; use the farpoint that wrote it")]
     Version { path: PathBuf, found: u32, known: u32 },
-    #[error("{path:?} is damaged ({why}); delete the volume and create it again, which copies everything")]
+    #[error(
+        "{path:?} is damaged ({why}); move it away, restart the daemon and create the volume again, which copies \
+         everything"
+    )]
     Damaged { path: PathBuf, why: &'static str },
     #[error("{path:?} would have {bytes} bytes, more than a state record may; use larger tracks")]
     TooLarge { path: PathBuf, bytes: usize },

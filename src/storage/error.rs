@@ -29,7 +29,10 @@ pub enum OpenError {
     NotAbsolute { path: PathBuf },
     #[error("{path:?} leads nowhere: {why}; correct it")]
     BadPath { path: PathBuf, why: &'static str },
-    #[error("{path:?} does not exist; create it or correct the path")]
+    #[error(
+        "{path:?} does not exist, or the daemon does not see it (it never sees what is mounted from a ublk device); \
+         create it, correct the path, or restart the daemon if it was mounted after that began"
+    )]
     NotFound { path: PathBuf },
     #[error("{path:?} may not be opened for writing: {why}")]
     Denied { path: PathBuf, why: String },
