@@ -8,7 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use farpoint::storage::{
-    Device, Direct, ErrorKind, Kind, OpenError, Options, SecondaryOptions, open_primary, open_secondary, overlaps,
+    Device, Direct, ErrorKind, Kind, OpenError, Options, SecondaryOptions, open_primary, open_secondary,
+    topology::overlaps,
 };
 use tempfile::TempDir;
 
@@ -80,7 +81,6 @@ fn a_file_is_opened_and_described() {
     let limits = device.limits();
     assert!(limits.logical_block.is_power_of_two() && (512..=4096).contains(&limits.logical_block));
     assert!(limits.physical_block >= limits.logical_block && limits.io_min >= limits.logical_block);
-    assert!(limits.max_request.is_multiple_of(limits.logical_block));
     assert!(limits.direct || limits.buffered_because.is_some(), "buffered I/O has a reason");
     device.flush().expect("flushed");
 }
@@ -229,7 +229,7 @@ fn the_secondary_is_not_the_primary_by_any_name() {
     }
     let second = file(&directory, "secondary", MIB);
     let second = open_secondary(&second, &first, &secondary_options()).expect("opened");
-    assert_eq!(overlaps(&first, &second), None);
+    assert_eq!(overlaps(first.place(), second.place()), None);
     assert_ne!(first.identity(), second.identity());
 }
 

@@ -103,8 +103,6 @@ mod tests {
             physical_block: 4096,
             io_min: 4096,
             io_opt: 0,
-            max_request: 1 << 20,
-            memory_alignment: 512,
             direct: true,
             buffered_because: None,
             discard: None,

@@ -19,7 +19,7 @@ use nix::sys::statfs::fstatfs;
 pub const BLOCK_MIN: u32 = 512;
 /// Largest logical block that ublk takes (a page), and the smallest track.
 pub const BLOCK_MAX: u32 = 4096;
-/// Largest request to a file. A file system has no limit of its own; larger ones gain nothing.
+/// Largest preferred request of a file system that is believed.
 const FILE_REQUEST_MAX: u32 = 1 << 20;
 
 /// Whether the page cache is passed by.
@@ -65,10 +65,6 @@ pub struct Limits {
     pub io_min: u32,
     /// Preferred request, 0 if there is none.
     pub io_opt: u32,
-    /// Largest request worth sending; a multiple of `logical_block`.
-    pub max_request: u32,
-    /// Alignment of buffers.
-    pub memory_alignment: u32,
     /// Whether the page cache is passed by.
     pub direct: bool,
     /// Why not, when it was not asked for.
@@ -129,10 +125,10 @@ pub(super) fn of_file(file: &File, path: &Path, want: Direct, ends: &[u64]) -> R
         Direct::Off => Err(None),
         _ => direct_alignment(file, ends).map_err(Some),
     };
-    let (direct, buffered_because, (memory_alignment, logical_block)) = match alignment {
+    let (direct, buffered_because, logical_block) = match alignment {
         Ok(alignment) => (true, None, alignment),
         Err(Some(why)) if want == Direct::On => return Err(LimitsError::NoDirect(why)),
-        Err(why) => (false, why, (1, BLOCK_MIN)),
+        Err(why) => (false, why, BLOCK_MIN),
     };
     let physical_block = preferred.clamp(logical_block, BLOCK_MAX);
     let punch = can_punch(file, meta.size(), preferred);
@@ -142,8 +138,6 @@ pub(super) fn of_file(file: &File, path: &Path, want: Direct, ends: &[u64]) -> R
         physical_block,
         io_min: physical_block,
         io_opt: if preferred > physical_block { preferred } else { 0 },
-        max_request: FILE_REQUEST_MAX,
-        memory_alignment,
         direct,
         buffered_because,
         discard: punch.then_some(physical_block),
@@ -154,8 +148,8 @@ pub(super) fn of_file(file: &File, path: &Path, want: Direct, ends: &[u64]) -> R
     })
 }
 
-/// Switches to direct I/O and returns the alignment of (memory, offsets), or says why not.
-fn direct_alignment(file: &File, ends: &[u64]) -> Result<(u32, u32), String> {
+/// Switches to direct I/O and returns the alignment of offsets, or says why not. Memory is aligned to `BLOCK_MAX`.
+fn direct_alignment(file: &File, ends: &[u64]) -> Result<u32, String> {
     let in_memory = [libc::TMPFS_MAGIC, RAMFS_MAGIC];
     if fstatfs(file).is_ok_and(|stat| in_memory.contains(&stat.filesystem_type().0)) {
         return Err("the file system keeps its files in memory".to_owned());
@@ -172,7 +166,7 @@ fn direct_alignment(file: &File, ends: &[u64]) -> Result<(u32, u32), String> {
         return Err(format!("the size {end} is not a multiple of {offset} bytes, the unit of direct I/O"));
     }
     set_direct(file).map_err(|errno| format!("the file system refuses direct I/O ({})", errno.desc()))?;
-    Ok((memory, offset))
+    Ok(offset)
 }
 
 /// Of linux/magic.h; libc does not have it.
@@ -220,13 +214,10 @@ pub(super) fn of_block_device(file: &File, directory: &Path, want: Direct) -> Re
         )));
     }
     let block = |name| small(name).filter(|size| size.is_power_of_two()).unwrap_or(logical_block).max(logical_block);
-    let max_request = small("max_sectors_kb").and_then(|kib| kib.checked_mul(1024)).unwrap_or(FILE_REQUEST_MAX);
-    let max_request = (max_request - max_request % logical_block).max(logical_block);
     let direct = want != Direct::Off;
     if direct {
         set_direct(file).map_err(|errno| LimitsError::NoDirect(errno.desc().to_owned()))?;
     }
-    let memory = extra(file).ok().and_then(|extra| extra.direct).map_or(logical_block, |(memory, _)| memory);
     let zeroes = value("write_zeroes_max_bytes").is_some_and(|bytes| bytes > 0);
     // Only a device that zeroes by command and has discard too: on a disk that can zero but not unmap, every fstrim
     // would write the whole free space. A discard is then carried out as zeroing, so it reads back as zeroes.
@@ -236,8 +227,6 @@ pub(super) fn of_block_device(file: &File, directory: &Path, want: Direct) -> Re
         physical_block: block("physical_block_size"),
         io_min: block("minimum_io_size"),
         io_opt: small("optimal_io_size").unwrap_or(0),
-        max_request,
-        memory_alignment: if memory.is_power_of_two() { memory } else { logical_block },
         direct,
         buffered_because: None,
         discard: discard.then(|| block("discard_granularity")),

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,8 +46,6 @@ impl fmt::Display for Kind {
 /// Which thing it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Tells the same thing from another as long as the machine runs: two devices with equal numbers are one.
-    pub numbers: (u64, u64),
     /// Survives a restart of the machine and is what the state record keeps: world-wide name, serial number or UUID of
     /// a block device; inode and birth time of a file. Device numbers may not be kept: they move between restarts.
     pub stable: String,
@@ -110,15 +108,4 @@ impl Device {
     pub fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
     }
-}
-
-impl AsFd for Device {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
-/// Why two devices must not be used together, `None` if they may. See [`topology`].
-pub fn overlaps(one: &Device, other: &Device) -> Option<String> {
-    topology::overlaps(&one.place, &other.place)
 }

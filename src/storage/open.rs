@@ -283,8 +283,8 @@ fn probe(found: &Found, file: &File, direct: Direct, ends: &[u64]) -> Result<Lim
 
 fn identity(found: &Found) -> Identity {
     match found.place {
-        Place::Block(dev) => Identity { numbers: (dev, 0), stable: stable_name(dev, 0) },
-        Place::File { dev, ino, .. } => Identity { numbers: (dev, ino), stable: file_name(ino, found.extra) },
+        Place::Block(dev) => Identity { stable: stable_name(dev, 0) },
+        Place::File { ino, .. } => Identity { stable: file_name(ino, found.extra) },
     }
 }
 
