@@ -106,6 +106,7 @@ mod tests {
             name: "v".into(),
             state: VolumeState::Normal,
             reason: None,
+            warnings: Vec::new(),
             device: None,
             size: 1 << 30,
             track_size: 65536,

@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 
 use super::context::{Context, Outcome, confirm};
 use super::settings::{Changes, size};
-use super::unexpected;
-use crate::controller::api::{self, Failure, FailureKind, Request, UpReply};
+use super::{unexpected, units};
+use crate::controller::api::{self, Done, Failure, FailureKind, Request, UpReply};
 use crate::controller::config::{Checksums, Config, Direct, VolumeConfig};
 use crate::controller::limits;
 
@@ -189,6 +189,13 @@ impl Delete {
     }
 }
 
+/// What is not as it should be, on standard error.
+fn warn(verb: &str, warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("farpoint: {verb}: warning: {}", units::one_line(warning, 1000));
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct Up {
     /// Name of the volume
@@ -199,6 +206,7 @@ impl Up {
     pub(super) fn run(self, context: &Context) -> Outcome {
         context.command(&Request::Up(api::One { volume: self.name }), |result| {
             let reply: UpReply = serde_json::from_str(result.get()).map_err(|error| unexpected(&error))?;
+            warn("up", &reply.warnings);
             Ok(limits::shorten(&reply.device, 4096))
         })
     }
@@ -224,6 +232,10 @@ impl Down {
             let what = format!("take {} away from whoever uses it, whose I/O then fails", self.name);
             confirm(self.yes, &what)?;
         }
-        context.command(&request, |_| Ok(format!("{} is down", self.name)))
+        context.command(&request, |result| {
+            let done: Done = serde_json::from_str(result.get()).map_err(|error| unexpected(&error))?;
+            warn("down", &done.warnings);
+            Ok(format!("{} is down", self.name))
+        })
     }
 }

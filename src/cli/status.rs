@@ -92,6 +92,9 @@ fn render_volume(lines: &mut Lines, volume: &VolumeReport, colored: bool) {
     if let Some(reason) = &volume.reason {
         lines.line(INDENT).word("reason", reason);
     }
+    for warning in &volume.warnings {
+        lines.line(INDENT).word("warning", warning);
+    }
 }
 
 fn render_settings(lines: &mut Lines, settings: &Settings) {

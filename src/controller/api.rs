@@ -330,11 +330,23 @@ pub struct UpReply {
     pub volume: String,
     /// The block device, for example `/dev/ublkb0`.
     pub device: String,
+    /// What is not as it should be, though the volume is up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     pub volumes: Vec<String>,
+    /// What is not as it should be, though it is done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+impl Done {
+    pub fn of(volumes: Vec<String>) -> Self {
+        Self { volumes, warnings: Vec::new() }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -385,6 +397,9 @@ pub struct VolumeReport {
     pub state: VolumeState,
     /// Why the volume is `failed`, or why the last increment was aborted.
     pub reason: Option<String>,
+    /// What is not as it should be, though the volume works.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     pub device: Option<String>,
     pub size: u64,
     pub track_size: u64,

@@ -31,6 +31,8 @@ pub(super) struct Entry {
     /// Number and cut of the last completed increment, of this run.
     pub last_complete: Option<(IncrementNo, Instant)>,
     pub last_abort: Option<String>,
+    /// What was not as it should be when it came up.
+    pub warnings: Vec<String>,
     /// That it has broken is in the log.
     pub told: bool,
     /// Its configuration file is being written.
@@ -78,6 +80,7 @@ impl Entry {
             increment: None,
             last_complete: None,
             last_abort: None,
+            warnings: Vec::new(),
             told: false,
             writing: false,
             completed: 0,

@@ -46,6 +46,13 @@ impl From<VolumeError> for Failure {
 /// A volume's description and record.
 pub(super) type Described = (Box<VolumeConfig>, Box<State>);
 
+/// A volume that is up, its record, and what is not as it should be.
+pub(super) struct IsUp {
+    volume: Box<Volume>,
+    state: Box<State>,
+    warnings: Vec<String>,
+}
+
 /// A failed `up`, and the record as it is now.
 pub(super) type NotUp = (Failure, Box<State>);
 
@@ -59,6 +66,16 @@ fn open(config: &VolumeConfig, own: Vec<u32>, first: Option<bool>) -> Result<(De
     Geometry::new(primary.size(), config.track_size)
         .map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))?;
     Ok((primary, secondary))
+}
+
+/// What is to be said of a device that is not used as directly as was wanted.
+fn buffered(device: &Device) -> Option<String> {
+    let why = device.limits().buffered_because.as_ref()?;
+    Some(format!(
+        "{:?} is used through the page cache: {why}; move it to where direct I/O works, or set direct = \"off\" in \
+         the volume's file if this is wanted",
+        device.path()
+    ))
 }
 
 fn sides(primary: &Device, secondary: &Device, config: &VolumeConfig) -> (Side, Side, u32) {
@@ -130,7 +147,7 @@ impl Controller {
         self.creating.remove(name);
         let result = result.map(|(config, state)| {
             self.add(name.to_owned(), *config, *state);
-            Response::Done(Done { volumes: vec![name.to_owned()] })
+            Response::Done(Done::of(vec![name.to_owned()]))
         });
         answer(reply, result.map_err(|failure| Failure { message: format!("{name}: {failure}"), ..failure }));
     }
@@ -159,6 +176,7 @@ impl Controller {
                 state.check(&one, &other, track_size)?;
                 need::check(&config, primary.size())?;
                 let marks = state.begin().map_or(Marks::All, |tracks| Marks::These(tracks.into()));
+                let mut warnings: Vec<String> = [&primary, &secondary].into_iter().filter_map(buffered).collect();
                 // Before the first write is accepted: from here until a clean stop the record says nothing of tracks.
                 state.store(&path)?;
                 let report = move |report| drop(to_note.send(Note::Report(id, report)));
@@ -171,27 +189,32 @@ impl Controller {
                     }
                 })?;
                 state.incomplete |= matches!(marks, Marks::All);
-                Ok(Box::new(volume))
+                warnings.extend(volume.lock_warning().map(str::to_owned));
+                Ok((Box::new(volume), warnings))
             });
             let result = match result {
-                Ok(volume) => Ok((volume, Box::new(state))),
+                Ok((volume, warnings)) => Ok(IsUp { volume, state: Box::new(state), warnings }),
                 Err(failure) => Err((failure, Box::new(state))),
             };
             let _ = notes.send(Note::Up(name, result, reply));
         });
     }
 
-    pub(super) fn is_up(&mut self, name: &str, result: Result<(Box<Volume>, Box<State>), NotUp>, reply: Reply) {
+    pub(super) fn is_up(&mut self, name: &str, result: Result<IsUp, NotUp>, reply: Reply) {
         let Some(entry) = self.volumes.get_mut(name) else { return };
         match result {
-            Ok((volume, state)) => {
+            Ok(IsUp { volume, state, warnings }) => {
                 let device = volume.device_path();
                 tracing::info!("{name} is up as {device}");
+                for warning in &warnings {
+                    tracing::warn!("{name}: {warning}");
+                }
+                entry.warnings.clone_from(&warnings);
                 entry.full_copy = state.incomplete;
                 entry.state = *state;
                 entry.phase = Phase::Up(volume);
                 entry.told = false;
-                answer(reply, Ok(Response::Up(UpReply { volume: name.to_owned(), device })));
+                answer(reply, Ok(Response::Up(UpReply { volume: name.to_owned(), device, warnings })));
             }
             Err((failure, state)) => {
                 entry.phase = Phase::Down;
@@ -209,11 +232,15 @@ impl Controller {
         let name = down.volume.clone();
         let device = match self.entry(&name).map(|entry| &entry.phase) {
             Ok(Phase::Up(volume)) => volume.device_path(),
-            Ok(Phase::Failed(_)) => {
+            Ok(Phase::Failed(why)) => {
+                let warning = format!(
+                    "{name} did not stop cleanly: {why}; its device may still be there and its files locked: if up is \
+                     refused, restart the daemon, or the machine if that does not end"
+                );
                 if let Some(entry) = self.volumes.get_mut(&name) {
                     entry.phase = Phase::Down;
                 }
-                return answer(reply, Ok(Response::Done(Done { volumes: vec![name] })));
+                return answer(reply, Ok(Response::Done(Done { volumes: vec![name], warnings: vec![warning] })));
             }
             Ok(_) => {
                 let failure = self.entry(&name).and_then(|entry| entry.running().map(drop)).err();
@@ -295,7 +322,7 @@ impl Controller {
                 entry.full_copy = state.incomplete;
                 entry.state = *state;
                 entry.phase = Phase::Down;
-                Ok(Response::Done(Done { volumes: vec![name.to_owned()] }))
+                Ok(Response::Done(Done::of(vec![name.to_owned()])))
             }
             Err(failure) => {
                 tracing::error!("{name} was not taken down cleanly: {failure}; its next start copies everything");
@@ -341,7 +368,7 @@ impl Controller {
         match result {
             Ok(()) => {
                 self.volumes.remove(name);
-                answer(reply, Ok(Response::Done(Done { volumes: vec![name.to_owned()] })));
+                answer(reply, Ok(Response::Done(Done::of(vec![name.to_owned()]))));
             }
             Err(failure) => {
                 if let Some(entry) = self.volumes.get_mut(name) {

@@ -17,11 +17,9 @@ mod watchers;
 use crate::frontend::{features, leftovers};
 use crate::group::VolumeId;
 use crate::increment::{Event as IncrementEvent, IncrementNo};
-use crate::metadata::State;
 use crate::storage::process;
 use crate::tracking::Epoch;
 use crate::uploader::Report;
-use crate::volume::Volume;
 use api::{Failure, FailureKind, Request, Response};
 use call::Call;
 use config::Config;
@@ -45,9 +43,9 @@ enum Note {
     Report(VolumeId, Report),
     Timer(IncrementNo, IncrementEvent),
     Created(String, Result<lifecycle::Described, Failure>, Reply),
-    Up(String, Result<(Box<Volume>, Box<State>), lifecycle::NotUp>, Reply),
+    Up(String, Result<lifecycle::IsUp, lifecycle::NotUp>, Reply),
     Free(String, Result<(), Failure>, Reply),
-    Down(String, Result<Box<State>, Failure>, Option<Reply>),
+    Down(String, Result<Box<crate::metadata::State>, Failure>, Option<Reply>),
     Deleted(String, Result<(), Failure>, Reply),
     /// The numbers of an increment about to be cut are stored, or could not be.
     Reserved(increments::Reservation, Result<(), Failure>),
@@ -207,7 +205,7 @@ impl Controller {
         for name in &volumes {
             self.entry(name)?.running()?.pause(paused);
         }
-        Ok(Response::Done(api::Done { volumes }))
+        Ok(Response::Done(api::Done::of(volumes)))
     }
 
     /// `set`: the settings hold at once; answered when they are in the volumes' files. A file has one writer at a time.
@@ -242,7 +240,7 @@ impl Controller {
             tracing::warn!("{}: {why}", volumes.join(" "));
             Failure { message: why, ..failure }
         });
-        answer(reply, result.map(|()| Response::Done(api::Done { volumes })));
+        answer(reply, result.map(|()| Response::Done(api::Done::of(volumes))));
     }
 }
 

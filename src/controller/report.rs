@@ -80,6 +80,7 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
         name: name.to_owned(),
         state,
         reason,
+        warnings: Vec::new(),
         device: None,
         size: entry.state.primary.size,
         track_size: entry.config.track_size,
@@ -115,6 +116,7 @@ fn fill(report: &mut VolumeReport, volume: &Volume, entry: &Entry, began: Instan
     let (figures, tracking) = (volume.figures(), volume.tracking());
     let geometry: &Geometry = tracking.geometry();
     report.device = Some(volume.device_path());
+    report.warnings.clone_from(&entry.warnings);
     report.link = link(&figures);
     report.out_of_sync_tracks = tracking.out_of_sync().count();
     report.out_of_sync_bytes = geometry.bytes_of(report.out_of_sync_tracks);

@@ -131,7 +131,7 @@ impl Controller {
         }
         if all {
             let volumes = waiting.wait.volumes.clone();
-            return Some(Ok(Response::Done(super::api::Done { volumes })));
+            return Some(Ok(Response::Done(super::api::Done::of(volumes))));
         }
         if waiting.until.is_some_and(|until| now >= until) {
             let what = match waiting.wait.until {

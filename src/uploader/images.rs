@@ -46,6 +46,11 @@ impl Images {
         Ok(Self { pool, held: (0..count).map(|_| Mutex::new(None)).collect() })
     }
 
+    /// See [`Pool::lock_warning`].
+    pub fn lock_warning(&self) -> Option<&str> {
+        self.pool.as_ref()?.lock_warning()
+    }
+
     fn place(&self, image: ImageNo) -> MutexGuard<'_, Option<Held>> {
         self.held[image.0].lock().unwrap_or_else(PoisonError::into_inner)
     }

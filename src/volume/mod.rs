@@ -92,6 +92,7 @@ pub struct Volume {
     counters: Vec<Arc<HostCounters>>,
     send_first: Arc<AtomicBool>,
     drain: JoinHandle<io::Result<()>>,
+    lock_warning: Option<String>,
 }
 
 impl Volume {
@@ -106,7 +107,8 @@ impl Volume {
         report: impl Fn(Report) + Send + 'static,
     ) -> Result<Self, VolumeError> {
         let geometry = Geometry::new(primary.size(), spec.track_size)?;
-        let tracking = Arc::new(Tracking::new(geometry, spec.queues.into(), epoch, structures(&geometry)?));
+        let (structures, lock_warning) = structures(&geometry)?;
+        let tracking = Arc::new(Tracking::new(geometry, spec.queues.into(), epoch, structures));
         match marks {
             Marks::All => tracking.out_of_sync().set_all(),
             Marks::These(tracks) => tracks.mark(tracking.out_of_sync()),
@@ -114,6 +116,7 @@ impl Volume {
         let track_size = usize::try_from(spec.track_size).unwrap_or(usize::MAX);
         let image_count = usize::try_from(spec.image_bytes / spec.track_size).unwrap_or(0);
         let images = Arc::new(Images::new(image_count, track_size)?);
+        let lock_warning = lock_warning.or_else(|| images.lock_warning().map(str::to_owned));
         let bells = (0..spec.queues).map(|_| Doorbell::new()).collect::<nix::Result<Box<[Doorbell]>>>();
         let bells = bells.map_err(|error| VolumeError::Drain(error.into()))?;
         let mailbox = Mailbox::new(image_count + usize::from(spec.depth) * usize::from(spec.queues) + 64);
@@ -146,7 +149,18 @@ impl Volume {
         let drain = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(move || uploader.run());
         let drain = drain.map_err(VolumeError::Drain)?;
         match Self::device(spec, &tracking, primary.clone(), &shared, &counters, &send_first) {
-            Ok(device) => Ok(Self { tracking, primary, device, shared, mailbox, figures, counters, send_first, drain }),
+            Ok(device) => Ok(Self {
+                tracking,
+                primary,
+                device,
+                shared,
+                mailbox,
+                figures,
+                counters,
+                send_first,
+                drain,
+                lock_warning,
+            }),
             Err(error) => {
                 mailbox.tell(Message::Stop);
                 let _ = drain.join();
@@ -246,6 +260,11 @@ impl Volume {
         &self.counters
     }
 
+    /// What to tell the administrator if its memory could not be locked.
+    pub fn lock_warning(&self) -> Option<&str> {
+        self.lock_warning.as_deref()
+    }
+
     /// Before-images in use, and room for them.
     pub fn images(&self) -> (usize, usize) {
         (self.shared.images.used(), self.shared.images.count())
@@ -263,9 +282,12 @@ impl Volume {
     }
 }
 
-fn structures(geometry: &Geometry) -> Result<[Bitmap; 2], MemoryError> {
+/// The two bitmaps, and what is to be said if they could not be locked in memory.
+fn structures(geometry: &Geometry) -> Result<([Bitmap; 2], Option<String>), MemoryError> {
     let words = usize::try_from(Bitmap::words_for(geometry.tracks())).unwrap_or(usize::MAX);
-    Ok([Bitmap::new(geometry.tracks(), Words::new(words)?), Bitmap::new(geometry.tracks(), Words::new(words)?)])
+    let two = [Words::new(words)?, Words::new(words)?];
+    let warning = two.iter().find_map(Words::lock_warning).map(str::to_owned);
+    Ok((two.map(|words| Bitmap::new(geometry.tracks(), words)), warning))
 }
 
 /// At least one track.

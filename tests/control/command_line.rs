@@ -84,6 +84,16 @@ fn status_is_as_documented() {
 }
 
 #[test]
+fn what_is_not_as_it_should_be_is_said_on_standard_error() {
+    let daemon = fake::daemon();
+    let said = |arguments: &[&str]| String::from_utf8(daemon.run(arguments).stderr).expect("text");
+    let expected = "farpoint: up: warning: \"/srv/b\" is used through the page cache; move it\n";
+    assert_eq!(said(&["up", "v"]), expected);
+    assert_eq!(said(&["down", "vol1"]), "farpoint: down: warning: vol1 did not stop cleanly\n");
+    assert_eq!(said(&["down", "v"]), "");
+}
+
+#[test]
 fn every_command_says_what_it_did() {
     let daemon = fake::daemon();
     let table: [(&[&str], &str); 13] = [

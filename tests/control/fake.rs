@@ -22,6 +22,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 
+/// What a volume that is up may have to say.
+pub const WARNING: &str = "\"/srv/b\" is used\nthrough the page cache; move it";
+
 /// How long a healthy daemon may take for an answer on a busy test machine.
 pub const PROMPT: Duration = Duration::from_secs(5);
 
@@ -176,11 +179,18 @@ fn response(request: &Request) -> Response {
     let volumes = request.volumes().to_vec();
     match request {
         Request::Status(_) => Response::Status(Box::new(report())),
-        Request::Up(one) => Response::Up(UpReply { volume: one.volume.clone(), device: "/dev/ublkb7".into() }),
+        Request::Up(one) => Response::Up(UpReply {
+            volume: one.volume.clone(),
+            device: "/dev/ublkb7".into(),
+            warnings: vec![WARNING.into()],
+        }),
+        Request::Down(_) if volumes == ["vol1"] => {
+            Response::Done(Done { volumes, warnings: vec!["vol1 did not stop cleanly".into()] })
+        }
         Request::Start(_) | Request::Run(_) | Request::IncrementComplete(_) | Request::Abort(_) => {
             Response::Increment(IncrementReply { increment: 1842, volumes, hold_us: 1_250 })
         }
-        _ => Response::Done(Done { volumes }),
+        _ => Response::Done(Done::of(volumes)),
     }
 }
 
@@ -195,6 +205,7 @@ pub fn report() -> StatusReport {
         name: "vol0".into(),
         state: VolumeState::IncrementInProgress,
         reason: None,
+        warnings: vec![WARNING.into()],
         device: Some("/dev/ublkb0".into()),
         size: 100 << 30,
         track_size: 65_536,
