@@ -14,6 +14,7 @@ use crate::storage::{Device, process};
 use crate::tracking::{Tracking, Waiter, Waiters};
 use io_uring::{IoUring, opcode, squeue, types};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -122,8 +123,8 @@ impl Uploader {
             zero: Vec::with_capacity(run_tracks),
         });
         let slots: Vec<Slot> = slots.collect();
-        // A segment per track of every slot at the worst, the bell, a flush.
-        let requests = Requests::new(window * run_tracks + parts.images.count() + 2);
+        // What the window allows, the bell, a flush.
+        let requests = Requests::new(window + 2);
         let entries = u32::try_from(2 * window.next_power_of_two() + 8).unwrap_or(1024);
         let ring = IoUring::builder().build(entries)?;
         ring.submitter().register_files(&[parts.primary.raw_fd(), parts.secondary_device.raw_fd()])?;
@@ -146,8 +147,10 @@ impl Uploader {
         if self.requests.under_way() > 1 {
             // The secondary hangs, or the ring has failed: requests still refer to our memory, and to open files whose
             // locks keep a successor away for as long (H23). They are let go when the last has been answered.
+            // Should there be no thread for it, they stay for good.
+            let kept = ManuallyDrop::new(self);
             let lingering = thread::Builder::new().name("drain-lingering".to_owned());
-            if lingering.spawn(move || self.linger()).is_err() {
+            if lingering.spawn(move || ManuallyDrop::into_inner(kept).linger()).is_err() {
                 tracing::warn!("requests to a secondary that hangs keep its lock until the daemon ends");
             }
         }
@@ -156,7 +159,10 @@ impl Uploader {
 
     /// Waits for the last answers; nothing is done with them.
     fn linger(mut self) {
-        while self.requests.under_way() > 1 && self.ring.submit_and_wait(1).is_ok() {
+        while self.requests.under_way() > 1 {
+            if self.ring.submit_and_wait(1).is_err_and(|error| !is_passing(&error)) {
+                break;
+            }
             while let Some(completion) = self.ring.completion().next() {
                 self.requests.take(completion.user_data());
             }
@@ -271,11 +277,7 @@ impl Uploader {
         let arguments = types::SubmitArgs::new().timespec(&timeout);
         match self.ring.submitter().submit_with_args(1, &arguments) {
             Ok(_) => Ok(()),
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
-            {
-                Ok(())
-            }
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) || is_passing(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -303,11 +305,11 @@ impl Uploader {
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
-            match self.ring.submit() {
-                Err(error) if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
-                    return Err(error);
-                }
-                _ => {}
+            // Not reached: the ring has room for whatever the window allows.
+            if let Err(error) = self.ring.submit()
+                && !is_passing(&error)
+            {
+                return Err(error);
             }
         }
     }
@@ -495,6 +497,11 @@ fn progress(result: i32, done: u32, length: u64) -> Progress {
         Err(_) if result == -libc::EAGAIN || result == -libc::EINTR => Progress::Rest(done),
         Err(_) => Progress::Failed,
     }
+}
+
+/// The ring was not entered, for want of memory or because of a signal: entering it again will do.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
 }
 
 /// Bytes of a run: at most a few MiB, so every width holds them.

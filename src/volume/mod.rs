@@ -28,6 +28,8 @@ const RUN_BYTES: u64 = 1 << 20;
 /// The secondary is flushed after this much, in bytes, or this long, in milliseconds.
 const FLUSH_BYTES: u64 = 256 << 20;
 const FLUSH_MS: u64 = 500;
+/// Most tracks that are remembered because they could not be read.
+const UNREADABLE_MAX: usize = 1 << 16;
 
 /// How a volume is to run.
 #[derive(Debug, Clone)]
@@ -302,6 +304,7 @@ fn limits(spec: &Spec) -> Limits {
         run_tracks: run_bytes(spec) / spec.track_size,
         flush_bytes: FLUSH_BYTES,
         flush_ms: FLUSH_MS,
+        unreadable_max: UNREADABLE_MAX,
     }
 }
 

@@ -118,6 +118,7 @@ impl Options {
             run_tracks: rng.pick(&[1, 2, 4, 8]),
             flush_bytes: rng.pick(&[4096, 1 << 15, 1 << 20]),
             flush_ms: rng.pick(&[1, 5, 20]),
+            unreadable_max: rng.pick(&[1, 2, 8, 64]),
         }
     }
 

@@ -11,6 +11,7 @@
 //!   moved on, and where that is impossible the increment is given up;
 //! * drained means: no mark, nothing owned by a collision, nothing on its way, and a flush after all of it.
 
+mod read;
 mod send;
 mod sweep;
 
@@ -24,12 +25,6 @@ use crate::uploader::pace::Pace;
 use std::collections::{BTreeMap, BTreeSet};
 use sweep::Sweep;
 
-/// How long an unreadable track is left alone, in milliseconds.
-const UNREADABLE_RETRY_MS: u64 = 10_000;
-/// Most tracks that are remembered one by one because they could not be read. Beyond it the drain takes nothing new
-/// until some of them can be tried again: then it is the primary that fails, not a track.
-const UNREADABLE_MAX: usize = 1 << 16;
-
 /// Bounds of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -41,6 +36,9 @@ pub struct Limits {
     /// A flush is due after this many bytes or milliseconds.
     pub flush_bytes: u64,
     pub flush_ms: u64,
+    /// Most tracks that are remembered one by one because they could not be read. Beyond it the drain takes nothing
+    /// new until some of them were: then it is the primary that fails, not a track.
+    pub unreadable_max: usize,
 }
 
 /// What may be changed while it runs.
@@ -298,8 +296,8 @@ impl Drain {
         let busy = tracking.in_flight() > 0;
         let window = if busy { self.limits.window_yielding } else { self.limits.window };
         let room = self.cargo.under_way() < self.link.allows(now_ms, window);
-        if let Some(op) = self.next_send(now_ms) {
-            return Some(op);
+        if room && let Some((slot, segment)) = self.cargo.begin_segment() {
+            return Some(Op::Write(slot, segment));
         }
         if room && let Some((image, track)) = self.cargo.begin_image() {
             self.pace.spend(tracking.geometry().track_size());
@@ -366,10 +364,7 @@ impl Drain {
         // What was recorded apart is out of sync from now on, behind the cursor too.
         self.sweep.void();
         // A waiting image's track was marked by the write that collided, so its content need not be sent any more.
-        for image in std::mem::take(&mut self.cargo.queue) {
-            self.cargo.end_image(image);
-            self.freed.push(image);
-        }
+        self.freed.extend(self.cargo.give_up_images());
         for index in 0..self.cargo.slots.len() {
             self.give_up_idle_slot(SlotNo(index), tracking);
         }
@@ -457,122 +452,5 @@ impl Drain {
     fn release(&mut self, tracks: TrackRange, tracking: &Tracking) {
         tracking.image_read(tracks);
         self.released = true;
-    }
-
-    // Reading.
-
-    fn next_read(&mut self, now_ms: u64, tracking: &Tracking) -> Option<(SlotNo, TrackRange)> {
-        let slot = self.cargo.free_slot()?;
-        self.unreadable.retain(|_, retry_at| *retry_at > now_ms);
-        // One that cannot be read is not tried again and again: its writer's wait runs out.
-        let readable = |track: &TrackNo| !self.cargo.has(*track) && !self.unreadable.contains_key(track);
-        // The oldest wait first: by their numbers, a track further up could wait for as long as others keep coming.
-        let waiting = self.urgent.iter().filter(|(track, _)| readable(track));
-        let urgent = waiting.min_by_key(|(_, since_ms)| **since_ms).map(|(track, _)| *track);
-        if let Some(track) = urgent {
-            let taken = self.take(track, 1, tracking, |_, _| true);
-            if taken.count > 0 {
-                self.cargo.begin_read(slot, taken, now_ms);
-                return Some((slot, taken));
-            }
-        }
-        if self.unreadable.len() + self.single.len() >= UNREADABLE_MAX || !self.pace.open(now_ms) {
-            return None;
-        }
-        let tracks = self.take_next(now_ms, tracking)?;
-        self.cargo.begin_read(slot, tracks, now_ms);
-        Some((slot, tracks))
-    }
-
-    fn take(
-        &mut self,
-        start: TrackNo,
-        max: u64,
-        tracking: &Tracking,
-        wanted: impl Fn(&Self, TrackNo) -> bool,
-    ) -> TrackRange {
-        let (taken, let_go) = tracking.take(start, max, |track| wanted(self, track));
-        self.released |= let_go;
-        taken
-    }
-
-    /// Takes the next run behind the cursor, going round once.
-    fn take_next(&mut self, now_ms: u64, tracking: &Tracking) -> Option<TrackRange> {
-        if tracking.out_of_sync().count() == 0 {
-            return None;
-        }
-        let start = self.cursor;
-        let (mut from, mut wrapped) = (start, false);
-        loop {
-            let Some(track) = tracking.out_of_sync().next_set(from) else {
-                if wrapped {
-                    return None;
-                }
-                (from, wrapped) = (TrackNo(0), true);
-                self.pass_ended(now_ms);
-                continue;
-            };
-            if wrapped && track >= start {
-                return None;
-            }
-            let max = if self.single.contains(&track) { 1 } else { self.limits.run_tracks };
-            let taken = self.take(track, max, tracking, |drain, track| {
-                (!drain.cargo.has(track) || present(Bug::SentTwiceAtOnce))
-                    && !drain.unreadable.contains_key(&track)
-                    && (max == 1 || !drain.single.contains(&track))
-            });
-            if taken.count > 0 {
-                self.cursor = TrackNo(taken.end());
-                return Some(taken);
-            }
-            self.passed_over(track);
-            from = TrackNo(track.0 + 1);
-        }
-    }
-
-    /// A marked track could not be taken. If an older content of it is on its way, the mark is younger than that run.
-    fn passed_over(&mut self, track: TrackNo) {
-        let on_its_way = self.cargo.has(track) && !self.cargo.has_image(track);
-        let mark_ms = if on_its_way { self.cargo.oldest_taken_ms().unwrap_or(0) } else { 0 };
-        let oldest = self.sweep.oldest_passed_ms.get_or_insert(mark_ms);
-        *oldest = mark_ms.min(*oldest);
-    }
-
-    fn pass_ended(&mut self, now_ms: u64) {
-        // A pass during an increment says nothing of what is recorded apart, nor of what is kept in images.
-        if self.cut.is_none() && self.sweep.finished.is_none() {
-            let all_before = self.sweep.oldest_passed_ms.unwrap_or(u64::MAX).min(self.sweep.began_ms);
-            self.sweep.finished = Some((all_before, self.cargo.serials().0));
-        }
-        self.sweep.begin(now_ms);
-    }
-
-    /// The slot's tracks were read; `zero` says of each whether it is all zeroes.
-    pub fn read_done(&mut self, slot: SlotNo, tracking: &Tracking, zero: impl Fn(TrackNo) -> bool) {
-        let Slot::Reading(tracks) = self.cargo.slots[slot.0] else { return };
-        for track in tracks.iter() {
-            self.single.remove(&track);
-        }
-        let claimed = self.policy.send_first && self.cut.is_some();
-        self.cargo.read(slot, claimed, zero);
-        if !claimed {
-            self.release(tracks, tracking);
-        }
-    }
-
-    /// The slot's tracks could not be read: they stay marked, and the others go on (H15).
-    pub fn read_failed(&mut self, slot: SlotNo, now_ms: u64, tracking: &Tracking) {
-        let Slot::Reading(tracks) = self.cargo.slots[slot.0] else { return };
-        self.totals.primary_errors += 1;
-        self.sweep.void();
-        tracking.image_lost(tracks);
-        self.released = true;
-        if tracks.count == 1 {
-            self.single.remove(&tracks.start);
-            self.unreadable.insert(tracks.start, now_ms + UNREADABLE_RETRY_MS);
-        } else {
-            self.single.extend(tracks.iter());
-        }
-        self.cargo.end(slot);
     }
 }

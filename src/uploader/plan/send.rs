@@ -8,21 +8,6 @@ use crate::tracking::Tracking;
 use crate::uploader::cargo::{ImageNo, ImageState, Segment, Slot, SlotNo};
 
 impl Drain {
-    pub(super) fn next_send(&mut self, now_ms: u64) -> Option<Op> {
-        let sending = self.cargo.slots.iter().any(|slot| matches!(slot, Slot::Sending { sending, .. } if *sending > 0));
-        if !self.link.is_up() && (self.link.allows(now_ms, 1) == 0 || sending) {
-            return None;
-        }
-        self.cargo.slots.iter_mut().enumerate().find_map(|(index, slot)| match slot {
-            Slot::Sending { waiting, sending, .. } => {
-                let segment = waiting.pop_front()?;
-                *sending += 1;
-                Some(Op::Write(SlotNo(index), segment))
-            }
-            _ => None,
-        })
-    }
-
     /// A part of a slot is at the secondary, or failed to get there.
     pub fn write_done(&mut self, slot: SlotNo, segment: Segment, ok: bool, now_ms: u64, tracking: &Tracking) {
         if ok {
@@ -35,11 +20,8 @@ impl Drain {
 
     fn segment_done(&mut self, slot: SlotNo, segment: Segment, ok: bool, tracking: &Tracking) {
         let again = (self.cut_counts() && !present(Bug::ResendFromPrimary)) || ok;
-        let Slot::Sending { tracks, waiting, sending, claimed } = &mut self.cargo.slots[slot.0] else { return };
-        *sending -= 1;
-        if !ok && again {
-            waiting.push_front(segment);
-        }
+        self.cargo.end_segment(slot, segment, !ok && again);
+        let Slot::Sending { tracks, waiting, sending, claimed } = &self.cargo.slots[slot.0] else { return };
         let (tracks, claimed, ended) = (*tracks, *claimed, *sending == 0 && (waiting.is_empty() || !again));
         if !ok && !again {
             tracking.mark_out_of_sync(segment.tracks);
