@@ -362,3 +362,20 @@ fn a_track_given_back_during_an_abort_marks_no_spare() {
         tracking.finish(ticket, one());
     });
 }
+
+#[test]
+fn a_count_is_never_0_while_a_track_is_marked() {
+    const OTHER: TrackNo = TrackNo(1);
+    loom::model(|| {
+        let bits = Arc::new(bitmap(2));
+        bits.set(OTHER);
+        let setter = {
+            let bits = bits.clone();
+            thread::spawn(move || bits.set(TRACK))
+        };
+        bits.clear(TRACK);
+        assert!(bits.count() > 0, "one is marked all the time");
+        setter.join().expect("no panic");
+        assert_eq!(bits.count(), bits.count_exactly());
+    });
+}

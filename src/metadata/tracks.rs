@@ -1,6 +1,6 @@
 //! A set of tracks that is not changing: what is out of sync of a volume that is down.
 
-use crate::geometry::TrackNo;
+use crate::geometry::{TrackNo, TrackRange};
 use crate::tracking::Bitmap;
 use roaring::RoaringTreemap;
 
@@ -29,8 +29,13 @@ impl Tracks {
 
     /// Sets the tracks in `bitmap`.
     pub fn mark(&self, bitmap: &Bitmap) {
-        for track in &self.0 {
-            bitmap.set(TrackNo(track));
+        // By runs: of a volume that was not yet copied when it went down, there may be a thousand million tracks.
+        for (high, low) in self.0.bitmaps() {
+            let mut runs = low.iter();
+            while let Some(run) = runs.next_range() {
+                let start = TrackNo(u64::from(high) << 32 | u64::from(*run.start()));
+                bitmap.set_run(TrackRange { start, count: u64::from(run.end() - run.start()) + 1 });
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 //! summary that lets a search pass over what is clean: finding the next mark costs the same for 1 GiB and 1 PiB.
 
 use super::sync::{AtomicU64, SeqCst};
-use crate::geometry::TrackNo;
+use crate::geometry::{TrackNo, TrackRange};
 use crate::memory::Words;
 
 /// Bits in a word, and words in the block that one summary bit stands for.
@@ -21,8 +21,9 @@ pub struct Bitmap {
     count: Count,
 }
 
-/// Number of set bits. A setter counts after it has set, so between the two another thread may clear and count down
-/// first: the value may then be negative for an instant. It is exact whenever no one is half way (H35).
+/// Number of set bits. A setter counts before it sets, and whoever clears counts after that: for an instant the value
+/// may be too large, never too small. Were it 0 while a track is marked, a volume could be said to be in sync for as
+/// long as somebody rests half way. It is exact whenever no one is (H35).
 #[derive(Debug)]
 #[repr(align(128))]
 struct Count(AtomicU64);
@@ -56,17 +57,42 @@ impl Bitmap {
     #[inline]
     pub fn set(&self, track: TrackNo) -> bool {
         let (word, bit) = Self::place(track);
+        self.set_bits(word, bit)
+    }
+
+    /// Sets the indicators of the tracks, a word at a time; what lies beyond the end is passed over.
+    #[inline]
+    pub fn set_run(&self, tracks: TrackRange) {
+        let (mut at, end) = (tracks.start.0, tracks.end().min(self.tracks));
+        while at < end {
+            let next = ((at / WORD_BITS + 1) * WORD_BITS).min(end);
+            let (word, _) = Self::place(TrackNo(at));
+            self.set_bits(word, u64::MAX >> (WORD_BITS - (next - at)) << (at % WORD_BITS));
+            at = next;
+        }
+    }
+
+    /// Sets bits of a word; returns whether one of them was clear.
+    #[inline]
+    fn set_bits(&self, word: usize, bits: u64) -> bool {
         // A load first: a hot track is mostly marked already, and a load does not take the cache line from the others.
         // It is enough for the mark's purpose, since whoever clears the bit later reads the track after that.
-        if self.words[word].load(SeqCst) & bit != 0 || self.words[word].fetch_or(bit, SeqCst) & bit != 0 {
+        let clear = bits & !self.words[word].load(SeqCst);
+        if clear == 0 {
             return false;
         }
-        let block = track.0 / BLOCK_BITS;
-        let (summary, bit) = Self::place(TrackNo(block));
+        self.count.0.fetch_add(u64::from(clear.count_ones()), SeqCst);
+        let others = clear & self.words[word].fetch_or(clear, SeqCst);
+        if others != 0 {
+            self.count.0.fetch_sub(u64::from(others.count_ones()), SeqCst);
+        }
+        if others == clear {
+            return false;
+        }
+        let (summary, bit) = Self::place(TrackNo(word as u64 / BLOCK_WORDS));
         if self.summary[summary].load(SeqCst) & bit == 0 {
             self.summary[summary].fetch_or(bit, SeqCst);
         }
-        self.count.0.fetch_add(1, SeqCst);
         true
     }
 
@@ -84,7 +110,7 @@ impl Bitmap {
     /// Number of tracks set. Constant time.
     #[inline]
     pub fn count(&self) -> u64 {
-        self.count.0.load(SeqCst).cast_signed().max(0).cast_unsigned()
+        self.count.0.load(SeqCst)
     }
 
     /// Number of tracks set, by looking at every one: what [`Self::count`] must say when no one is half way.
@@ -157,10 +183,7 @@ impl Bitmap {
         while let Some(track) = self.next_set(at) {
             let (word, _) = Self::place(track);
             let bits = self.words[word].load(SeqCst);
-            let new = bits & !other.words[word].fetch_or(bits, SeqCst);
-            let (summary, bit) = Self::place(TrackNo(track.0 / BLOCK_BITS));
-            other.summary[summary].fetch_or(bit, SeqCst);
-            other.count.0.fetch_add(u64::from(new.count_ones()), SeqCst);
+            other.set_bits(word, bits);
             let gone = bits & self.words[word].fetch_and(!bits, SeqCst);
             self.count.0.fetch_sub(u64::from(gone.count_ones()), SeqCst);
             // The same word again if somebody has set another bit of it meanwhile.
@@ -247,6 +270,25 @@ mod tests {
                 at = start.0 + count;
             }
             prop_assert_eq!(found, tracks);
+        }
+
+        #[test]
+        fn a_run_is_set_as_its_tracks_are(
+            runs in prop::collection::vec((0_u64..9000, 0_u64..300), 0..40),
+        ) {
+            let (by_runs, by_tracks) = (bitmap(9000), bitmap(9000));
+            for (start, count) in runs {
+                by_runs.set_run(TrackRange { start: TrackNo(start), count });
+                (start..(start + count).min(9000)).for_each(|track| {
+                    by_tracks.set(TrackNo(track));
+                });
+            }
+            prop_assert_eq!((by_runs.count(), by_runs.count_exactly()), (by_tracks.count(), by_tracks.count()));
+            let mut at = TrackNo(0);
+            while let Some(track) = by_tracks.next_set(at) {
+                prop_assert_eq!(by_runs.next_set(at), Some(track));
+                at = TrackNo(track.0 + 1);
+            }
         }
 
         #[test]

@@ -189,10 +189,7 @@ impl Tracking {
     /// is done, well or badly: meanwhile the drain may have cleared the mark and read the track half written (H2, H11).
     #[inline]
     pub fn mark(&self, ticket: &Ticket, tracks: TrackRange) {
-        let bitmap = self.bitmap(ticket.structure);
-        for track in tracks.iter() {
-            bitmap.set(track);
-        }
+        self.bitmap(ticket.structure).set_run(tracks);
     }
 
     /// Whether a write must look for collisions at all: it came after a cut that still needs tracks of the primary.
@@ -411,9 +408,7 @@ impl Tracking {
 
     /// Puts tracks back out of sync whose copy did not reach the secondary.
     pub fn mark_out_of_sync(&self, tracks: TrackRange) {
-        for track in tracks.iter() {
-            self.out_of_sync().set(track);
-        }
+        self.out_of_sync().set_run(tracks);
     }
 
     /// The drain is about to sleep for want of marks: the next write that finishes has to wake it. To be followed by
