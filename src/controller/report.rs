@@ -182,6 +182,7 @@ fn counters(volume: &Volume, entry: &Entry, figures: &Figures) -> Counters {
         counters.collisions += queue.collisions.load(Relaxed);
         counters.collisions_kept += queue.collisions_kept.load(Relaxed);
         counters.collisions_sent_first += queue.collisions_sent_first.load(Relaxed);
+        counters.collisions_waited += queue.collisions_waited.load(Relaxed);
         counters.write_wait_us_max = counters.write_wait_us_max.max(queue.wait_us_max.load(Relaxed));
     }
     counters

@@ -35,6 +35,8 @@ pub struct HostCounters {
     pub collisions: AtomicU64,
     pub collisions_kept: AtomicU64,
     pub collisions_sent_first: AtomicU64,
+    /// Writes whose first wait was for a track that somebody was reading or sending already.
+    pub collisions_waited: AtomicU64,
     /// Longest time a write was parked, in microseconds.
     pub wait_us_max: AtomicU64,
 }
@@ -199,6 +201,9 @@ impl Host {
                     io.read_image(tag, ImageRead { image, offset, length, done: 0, again: 0 });
                 }
                 Collision::Busy(cut) => {
+                    if slot.collided_us == 0 {
+                        add(&self.counters.collisions_waited, 1);
+                    }
                     // Whoever reads it may be waiting for the secondary in turn: the wait has a bound.
                     let since_ms = waiting_since(&mut slot.collided_us, io);
                     io.tell_drain(Message::Want { track, since_ms, cut });
