@@ -125,21 +125,6 @@ impl Arena {
         Ok(Self { mapping, slots, slot_bytes })
     }
 
-    /// Where the region starts and how long it is, for registering it with a ring. Aligned to [`ALIGNMENT`].
-    pub fn region(&self) -> (*mut u8, usize) {
-        (self.mapping.start.as_ptr(), self.mapping.bytes)
-    }
-
-    /// Number of slots.
-    pub fn slots(&self) -> usize {
-        self.slots
-    }
-
-    /// Size of one slot.
-    pub fn slot_bytes(&self) -> usize {
-        self.slot_bytes
-    }
-
     /// What to tell the administrator if the memory could not be locked.
     pub fn lock_warning(&self) -> Option<&str> {
         self.mapping.lock_warning.as_deref()
@@ -194,11 +179,6 @@ impl Pool {
         self.shared.free().len()
     }
 
-    /// The memory beneath.
-    pub fn arena(&self) -> &Arena {
-        &self.shared.arena
-    }
-
     /// See [`Arena::lock_warning`].
     pub fn lock_warning(&self) -> Option<&str> {
         self.shared.arena.lock_warning()
@@ -219,7 +199,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// The number of the slot, below [`Arena::slots`].
+    /// The number of the slot: from 0, below the number of slots.
     pub fn index(&self) -> usize {
         self.index
     }
@@ -336,6 +316,10 @@ pub struct Words(Box<[sequential::AtomicU64]>);
 impl Words {
     pub fn new(words: usize) -> Result<Self, MemoryError> {
         Ok(Self((0..words).map(|_| sequential::AtomicU64::new(0)).collect()))
+    }
+
+    pub fn lock_warning(&self) -> Option<&str> {
+        None
     }
 }
 
