@@ -4,7 +4,7 @@
 use super::api::{Create, Done, Down, Failure, FailureKind, Response, UpReply};
 use super::config::{Direct, VolumeConfig};
 use super::entry::{Entry, Phase};
-use super::{Controller, Note, Reply, answer, need};
+use super::{Controller, Note, Reply, answer, limits, need};
 use crate::frontend::openers;
 use crate::geometry::Geometry;
 use crate::group::VolumeId;
@@ -71,10 +71,10 @@ fn open(config: &VolumeConfig, own: Vec<u32>, first: Option<bool>) -> Result<(De
 /// What is to be said of a device that is not used as directly as was wanted.
 fn buffered(device: &Device) -> Option<String> {
     let why = device.limits().buffered_because.as_ref()?;
+    let path = limits::shorten(&device.path().to_string_lossy(), 4096);
     Some(format!(
-        "{:?} is used through the page cache: {why}; move it to where direct I/O works, or set direct = \"off\" in \
-         the volume's file if this is wanted",
-        device.path()
+        "{path} is used through the page cache: {why}; move it to where direct I/O works, or set direct = \"off\" in \
+         the volume's file if this is wanted"
     ))
 }
 
