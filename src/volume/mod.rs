@@ -118,7 +118,6 @@ impl Volume {
         let track_size = usize::try_from(spec.track_size).unwrap_or(usize::MAX);
         let image_count = usize::try_from(spec.image_bytes / spec.track_size).unwrap_or(0);
         let images = Arc::new(Images::new(image_count, track_size)?);
-        let lock_warning = lock_warning.or_else(|| images.lock_warning().map(str::to_owned));
         let bells = (0..spec.queues).map(|_| Doorbell::new()).collect::<nix::Result<Box<[Doorbell]>>>();
         let bells = bells.map_err(|error| VolumeError::Drain(error.into()))?;
         let mailbox = Mailbox::new(image_count + usize::from(spec.depth) * usize::from(spec.queues) + 64);
@@ -264,7 +263,7 @@ impl Volume {
 
     /// What to tell the administrator if its memory could not be locked.
     pub fn lock_warning(&self) -> Option<&str> {
-        self.lock_warning.as_deref()
+        self.lock_warning.as_deref().or_else(|| self.shared.images.lock_warning())
     }
 
     /// Before-images in use, and room for them.
