@@ -46,8 +46,8 @@ impl Drain {
         taken
     }
 
-    /// Takes one of the tracks that are to be read one by one. It is read or found unreadable, so there will be room for
-    /// others: were these left alone as well, a primary that failed for a moment would stop the drain for ever.
+    /// Takes one of the tracks that are to be read one by one. It is read or found unreadable, so there will be room
+    /// for others: were these left alone as well, a primary that failed for a moment would stop the drain for ever.
     fn take_single(&mut self, tracking: &Tracking) -> Option<TrackRange> {
         let mut at = TrackNo(0);
         while let Some(&track) = self.single.range(at..).next() {
