@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
-use super::status::{link_word, state_word};
 use super::{unexpected, units};
 use crate::controller::api::{Failure, LinkState, StatusReport, VolumeReport, VolumeState};
 
@@ -74,15 +73,16 @@ fn judge_volume(volume: &VolumeReport, lag_max: Duration) -> (Verdict, String) {
     let said = |verdict, text: String| (verdict, format!("{name} {text}"));
     match (volume.state, volume.link) {
         (VolumeState::Failed, _) => said(Verdict::Critical, format!("failed{reason}")),
+        (VolumeState::Waiting, _) => said(Verdict::Critical, format!("waits to be taken back{reason}")),
         (VolumeState::Down, _) => said(Verdict::Degraded, "is down".to_owned()),
         (_, LinkState::Failing | LinkState::Down) => {
-            said(Verdict::Critical, format!("secondary {}{reason}", link_word(volume.link)))
+            said(Verdict::Critical, format!("secondary {}{reason}", volume.link.word()))
         }
         _ if volume.unreadable_tracks > 0 => {
             said(Verdict::Critical, format!("has {} unreadable tracks", volume.unreadable_tracks))
         }
         (_, LinkState::Stalled | LinkState::Paused) => {
-            said(Verdict::Degraded, format!("secondary {}", link_word(volume.link)))
+            said(Verdict::Degraded, format!("secondary {}", volume.link.word()))
         }
         _ if volume.full_copy_needed => said(Verdict::Degraded, "has no full copy yet".to_owned()),
         // A lag that is no number is no good lag.
@@ -90,7 +90,7 @@ fn judge_volume(volume: &VolumeReport, lag_max: Duration) -> (Verdict, String) {
             said(Verdict::Degraded, format!("lags {}", units::seconds(volume.lag_s)))
         }
         (VolumeState::Aborting, _) => said(Verdict::Degraded, format!("aborting an increment{reason}")),
-        _ => said(Verdict::Healthy, state_word(volume.state).to_owned()),
+        _ => said(Verdict::Healthy, volume.state.word().to_owned()),
     }
 }
 
@@ -143,9 +143,10 @@ mod tests {
     #[test]
     fn each_trouble_has_its_verdict() {
         type Trouble = fn(&mut VolumeReport);
-        let table: [(Trouble, Verdict, &str); 11] = [
+        let table: [(Trouble, Verdict, &str); 12] = [
             (|_| {}, Verdict::Healthy, "OK - 1 volume, lag 0.5s"),
             (|v| v.state = VolumeState::Failed, Verdict::Critical, "CRITICAL - v failed"),
+            (|v| v.state = VolumeState::Waiting, Verdict::Critical, "CRITICAL - v waits to be taken back"),
             (|v| v.state = VolumeState::Down, Verdict::Degraded, "WARNING - v is down"),
             (|v| v.state = VolumeState::Aborting, Verdict::Degraded, "WARNING - v aborting an increment"),
             (|v| v.link = LinkState::Failing, Verdict::Critical, "CRITICAL - v secondary failing"),

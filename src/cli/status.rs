@@ -66,7 +66,7 @@ pub(super) fn render(report: &StatusReport, verbose: bool, colored: bool) -> Str
 }
 
 fn render_volume(lines: &mut Lines, volume: &VolumeReport, colored: bool) {
-    let state = paint(state_word(volume.state), state_color(volume.state), colored);
+    let state = paint(volume.state.word(), state_color(volume.state), colored);
     lines.line(&units::word(&volume.name)).raw("state", &state);
     if let Some(increment) = volume.increment {
         lines.raw("increment", &increment.to_string()).raw("drained", units::yes(volume.drained));
@@ -78,7 +78,7 @@ fn render_volume(lines: &mut Lines, volume: &VolumeReport, colored: bool) {
     lines.raw("size", &units::bytes(volume.size)).raw("track", &units::bytes(volume.track_size));
     lines.line(INDENT).word("primary", &volume.primary).raw("unreadable-tracks", &volume.unreadable_tracks.to_string());
     lines.line(INDENT).word("secondary", &volume.secondary);
-    lines.raw("link", &paint(link_word(volume.link), link_color(volume.link), colored));
+    lines.raw("link", &paint(volume.link.word(), link_color(volume.link), colored));
     lines.raw("rate", &format!("{}/s", units::bytes(volume.rate_bytes_per_s)));
     lines.raw("eta", &volume.eta_s.map_or("none".to_owned(), units::seconds));
     lines.line(INDENT).raw("out-of-sync", &units::bytes(volume.out_of_sync_bytes));
@@ -167,33 +167,12 @@ fn paint(text: &str, color: u8, colored: bool) -> String {
     if colored && color != PLAIN { format!("\u{1b}[{color}m{text}\u{1b}[0m") } else { text.to_owned() }
 }
 
-pub(super) fn state_word(state: VolumeState) -> &'static str {
-    match state {
-        VolumeState::Down => "down",
-        VolumeState::Normal => "normal",
-        VolumeState::IncrementPending => "increment-pending",
-        VolumeState::IncrementInProgress => "increment-in-progress",
-        VolumeState::Aborting => "aborting",
-        VolumeState::Failed => "failed",
-    }
-}
-
 fn state_color(state: VolumeState) -> u8 {
     match state {
         VolumeState::Normal | VolumeState::IncrementPending | VolumeState::IncrementInProgress => GREEN,
         VolumeState::Aborting => YELLOW,
-        VolumeState::Failed => RED,
+        VolumeState::Failed | VolumeState::Waiting => RED,
         VolumeState::Down => PLAIN,
-    }
-}
-
-pub(super) fn link_word(link: LinkState) -> &'static str {
-    match link {
-        LinkState::Up => "up",
-        LinkState::Stalled => "stalled",
-        LinkState::Failing => "failing",
-        LinkState::Paused => "paused",
-        LinkState::Down => "down",
     }
 }
 

@@ -370,6 +370,8 @@ pub struct KernelReport {
 #[serde(rename_all = "kebab-case")]
 pub enum VolumeState {
     Down,
+    /// The device has outlived the daemon that served it; its I/O waits until `up` takes it back or `down` removes it.
+    Waiting,
     Normal,
     IncrementPending,
     IncrementInProgress,
@@ -377,6 +379,21 @@ pub enum VolumeState {
     Aborting,
     /// The device had an error that only `down` and `up` can mend.
     Failed,
+}
+
+impl VolumeState {
+    /// As in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Waiting => "waiting",
+            Self::Normal => "normal",
+            Self::IncrementPending => "increment-pending",
+            Self::IncrementInProgress => "increment-in-progress",
+            Self::Aborting => "aborting",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -389,6 +406,19 @@ pub enum LinkState {
     Failing,
     Paused,
     Down,
+}
+
+impl LinkState {
+    /// As in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Stalled => "stalled",
+            Self::Failing => "failing",
+            Self::Paused => "paused",
+            Self::Down => "down",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

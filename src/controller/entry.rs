@@ -2,6 +2,7 @@
 
 use super::api::{Failure, FailureKind, Settings};
 use super::config::{Checksums, VolumeConfig};
+use crate::frontend::leftovers::Leftover;
 use crate::group::VolumeId;
 use crate::increment::IncrementNo;
 use crate::metadata::State;
@@ -19,12 +20,21 @@ pub(super) enum Phase {
     Failed(String),
 }
 
+/// The volume's device has outlived the daemon that served it: its I/O waits until it is taken back or removed.
+pub(super) struct Waiting {
+    pub device: Leftover,
+    /// Why it could not be taken back, once that was tried.
+    pub why: Option<String>,
+}
+
 /// A volume.
 pub(super) struct Entry {
     pub id: VolumeId,
     pub config: VolumeConfig,
     pub settings: Settings,
     pub phase: Phase,
+    /// Only while it is not up.
+    pub waiting: Option<Waiting>,
     pub state: State,
     /// The increment it is part of, or about to be.
     pub increment: Option<IncrementNo>,
@@ -75,6 +85,7 @@ impl Entry {
             settings: config.settings(),
             config,
             phase: Phase::Down,
+            waiting: None,
             full_copy: state.full_copy_needed || state.incomplete,
             state,
             increment: None,
@@ -98,6 +109,10 @@ impl Entry {
                 None => Ok(volume),
                 Some(why) => state(format!("the volume has failed: {}", broken(why))),
             },
+            Phase::Down if self.waiting.is_some() => state(
+                "the volume's device waits to be taken back; bring the volume up, or remove the device with down"
+                    .to_owned(),
+            ),
             Phase::Down => state("the volume is down; bring it up first".to_owned()),
             Phase::Busy(what) => state(format!("the volume is {what}; try again when that is done")),
             Phase::Failed(why) => state(format!("the volume has failed: {why}; take it down")),
@@ -116,11 +131,13 @@ impl Entry {
     }
 
     pub fn spec(&self, name: &str) -> Spec {
+        let waiting = self.waiting.as_ref().map(|waiting| &waiting.device);
         Spec {
             name: name.to_owned(),
             track_size: self.config.track_size,
-            queues: self.config.queues,
-            depth: self.config.depth,
+            queues: waiting.map_or(self.config.queues, |device| device.queues),
+            depth: waiting.map_or(self.config.depth, |device| device.depth),
+            waiting: waiting.map(|device| device.id),
             image_bytes: self.config.image_pool,
             window: usize::from(self.config.drain_window),
             checksum_all: self.config.checksums == Checksums::All,

@@ -82,6 +82,17 @@ fn sides(primary: &Device, secondary: &Device, config: &VolumeConfig) -> (Side, 
     (Side::of(primary), Side::of(secondary), u32::try_from(config.track_size).unwrap_or(u32::MAX))
 }
 
+/// Refuses a device that somebody has open. Blocks.
+pub(super) fn unused(name: &str, device: &str) -> Result<(), Failure> {
+    let users = openers::of(device);
+    if users.is_empty() {
+        return Ok(());
+    }
+    let users = users.join(", ");
+    let why = format!("{name}: {device} is in use: {users}; end that first, or use --force to cut them off");
+    Err(Failure::new(FailureKind::Unsafe, why))
+}
+
 impl Controller {
     pub(super) fn state_path(&self, name: &str) -> PathBuf {
         State::path(&self.config.daemon.state_dir, name)
@@ -109,8 +120,11 @@ impl Controller {
     }
 
     fn own_devices(&self) -> Vec<u32> {
-        let up = |entry: &Entry| if let Phase::Up(volume) = &entry.phase { Some(volume.device_id()) } else { None };
-        self.volumes.values().filter_map(up).collect()
+        let own = |entry: &Entry| match &entry.phase {
+            Phase::Up(volume) => Some(volume.device_id()),
+            _ => entry.waiting.as_ref().map(|waiting| waiting.device.id),
+        };
+        self.volumes.values().filter_map(own).collect()
     }
 
     /// `create`: checks the devices that the configuration names and stores the volume's record.
@@ -213,11 +227,15 @@ impl Controller {
                 entry.full_copy = state.incomplete;
                 entry.state = *state;
                 entry.phase = Phase::Up(volume);
+                entry.waiting = None;
                 entry.told = false;
                 answer(reply, Ok(Response::Up(UpReply { volume: name.to_owned(), device, warnings })));
             }
             Err((failure, state)) => {
                 entry.phase = Phase::Down;
+                if let Some(waiting) = &mut entry.waiting {
+                    waiting.why = Some(failure.to_string());
+                }
                 entry.full_copy = state.full_copy_needed || state.incomplete;
                 entry.state = *state;
                 tracing::error!("{name} could not come up: {failure}");
@@ -242,6 +260,9 @@ impl Controller {
                 }
                 return answer(reply, Ok(Response::Done(Done { volumes: vec![name], warnings: vec![warning] })));
             }
+            Ok(Phase::Down) if self.entry(&name).is_ok_and(|entry| entry.waiting.is_some()) => {
+                return self.remove_waiting(name, down.force, reply);
+            }
             Ok(_) => {
                 let failure = self.entry(&name).and_then(|entry| entry.running().map(drop)).err();
                 return answer(reply, Err(failure.unwrap_or_else(|| super::not_found(&name))));
@@ -253,15 +274,7 @@ impl Controller {
         }
         let notes = self.notes.clone();
         spawn_blocking(move || {
-            let users = openers::of(&device);
-            let free = if users.is_empty() {
-                Ok(())
-            } else {
-                let users = users.join(", ");
-                let why =
-                    format!("{name}: {device} is in use: {users}; end that first, or use --force to cut them off");
-                Err(Failure::new(FailureKind::Unsafe, why))
-            };
+            let free = unused(&name, &device);
             let _ = notes.send(Note::Free(name, free, reply));
         });
     }
@@ -340,7 +353,7 @@ impl Controller {
     pub(super) fn delete(&mut self, name: String, reply: Reply) {
         let down = self.entry_mut(&name).and_then(|entry| match entry.phase {
             // While its file is being written it would come back.
-            Phase::Down => entry.may_be_set(&name),
+            Phase::Down if entry.waiting.is_none() => entry.may_be_set(&name),
             _ => Err(Failure::new(FailureKind::WrongState, format!("{name} is not down; take it down first"))),
         });
         if let Err(failure) = down {

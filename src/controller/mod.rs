@@ -12,9 +12,10 @@ pub mod limits;
 mod need;
 mod report;
 mod rewrite;
+mod takeover;
 mod watchers;
 
-use crate::frontend::{features, leftovers};
+use crate::frontend::features;
 use crate::group::VolumeId;
 use crate::increment::{Event as IncrementEvent, IncrementNo};
 use crate::storage::process;
@@ -45,6 +46,8 @@ enum Note {
     Created(String, Result<lifecycle::Described, Failure>, Reply),
     Up(String, Result<lifecycle::IsUp, lifecycle::NotUp>, Reply),
     Free(String, Result<(), Failure>, Reply),
+    /// A device that waited was removed, or could not be.
+    Removed(String, Result<(), Failure>, Reply),
     Down(String, Result<Box<crate::metadata::State>, Failure>, Option<Reply>),
     Deleted(String, Result<(), Failure>, Reply),
     /// The numbers of an increment about to be cut are stored, or could not be.
@@ -111,19 +114,10 @@ impl Controller {
         let (sender, mut notes) = mpsc::unbounded_channel();
         self.notes = sender;
         self.features = spawn_blocking(features::probe).await.unwrap_or(None);
-        if self.features.is_some() {
-            let (removed, stuck) = spawn_blocking(leftovers::remove).await.unwrap_or_default();
-            for id in removed {
-                tracing::info!("removed /dev/ublkb{id}, which a killed daemon had left");
-            }
-            for id in stuck {
-                tracing::warn!(
-                    "/dev/ublkb{id}, which a killed daemon had left, could not be removed: it is in use, or the kernel \
-                     does not answer; see the kernel's log, end its users, and restart the daemon"
-                );
-            }
-        }
         self.load_known()?;
+        if self.features.is_some() {
+            self.take_back().await;
+        }
         let signal = |kind| {
             tokio::signal::unix::signal(kind).map_err(|error| {
                 let why = format!("cannot take signals: {error}; see whether files or memory have run out");
@@ -181,6 +175,7 @@ impl Controller {
             Note::Timer(number, event) => self.timer(number, event),
             Note::Created(name, result, reply) => self.created(&name, result, reply),
             Note::Up(name, result, reply) => self.is_up(&name, result, reply),
+            Note::Removed(name, result, reply) => self.removed(&name, result, reply),
             Note::Free(name, free, reply) => self.free(&name, free, reply),
             Note::Down(name, result, reply) => self.is_down(&name, result, reply),
             Note::Deleted(name, result, reply) => self.deleted(&name, result, reply),

@@ -51,6 +51,7 @@ impl Controller {
 
     pub(super) fn volume_state(&self, entry: &Entry) -> VolumeState {
         match &entry.phase {
+            Phase::Down | Phase::Busy(_) if entry.waiting.is_some() => VolumeState::Waiting,
             Phase::Down | Phase::Busy(_) => VolumeState::Down,
             Phase::Failed(_) => VolumeState::Failed,
             Phase::Up(volume) if volume.broken().is_some() => VolumeState::Failed,
@@ -73,7 +74,10 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
         Phase::Failed(why) => Some(why.clone()),
         Phase::Up(volume) => volume.broken().map(entry::broken).or_else(|| entry.last_abort.clone()),
         Phase::Busy(what) => Some((*what).to_owned()),
-        Phase::Down => entry.last_abort.clone(),
+        Phase::Down => match &entry.waiting {
+            Some(waiting) => waiting.why.clone(),
+            None => entry.last_abort.clone(),
+        },
     };
     let tracks = entry.state.out_of_sync.len();
     VolumeReport {
@@ -81,7 +85,7 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
         state,
         reason,
         warnings: Vec::new(),
-        device: None,
+        device: entry.waiting.as_ref().map(|waiting| waiting.device.path()),
         size: entry.state.primary.size,
         track_size: entry.config.track_size,
         primary: entry.config.primary.display().to_string(),

@@ -1,9 +1,7 @@
 //! Those who wait for something and those who follow along. Looked after on every change and on a slow tick, so that no
 //! one is forgotten; a reader that does not read is dropped, never waited for.
 
-use super::api::{
-    Event, EventAction, Events, Failure, FailureKind, LinkState, Response, Until, VolumeReport, VolumeState, Wait,
-};
+use super::api::{Event, EventAction, Events, Failure, FailureKind, Response, Until, VolumeReport, VolumeState, Wait};
 use super::entry::{Entry, Phase, broken};
 use super::{Controller, Reply, answer};
 use crate::increment::IncrementNo;
@@ -216,9 +214,9 @@ fn fields(report: &VolumeReport, counters: bool) -> Fields {
     let number = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
     let yes = |value: bool| if value { "yes" } else { "no" }.to_owned();
     let mut fields = vec![
-        ("state", state_word(report.state).to_owned()),
+        ("state", report.state.word().to_owned()),
         ("device", report.device.clone().unwrap_or_else(|| "-".to_owned())),
-        ("link", link_word(report.link).to_owned()),
+        ("link", report.link.word().to_owned()),
         ("increment", number(report.increment)),
         ("drained", yes(report.drained)),
         ("last-complete", number(report.last_complete)),
@@ -237,25 +235,4 @@ fn fields(report: &VolumeReport, counters: bool) -> Fields {
         ]);
     }
     fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
-}
-
-fn state_word(state: VolumeState) -> &'static str {
-    match state {
-        VolumeState::Down => "down",
-        VolumeState::Normal => "normal",
-        VolumeState::IncrementPending => "increment-pending",
-        VolumeState::IncrementInProgress => "increment-in-progress",
-        VolumeState::Aborting => "aborting",
-        VolumeState::Failed => "failed",
-    }
-}
-
-fn link_word(link: LinkState) -> &'static str {
-    match link {
-        LinkState::Up => "up",
-        LinkState::Stalled => "stalled",
-        LinkState::Failing => "failing",
-        LinkState::Paused => "paused",
-        LinkState::Down => "down",
-    }
 }

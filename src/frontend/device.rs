@@ -3,7 +3,11 @@
 //!
 //! Stop order: the volume has let every held write go; `STOP_DEV` while the queues still serve; the queue threads end;
 //! their files and mappings are closed; `DEL_DEV`. Any other order can wait for itself.
+//!
+//! A device outlives a daemon that is killed: the kernel holds its I/O, hands what the daemon had in hand to the next
+//! one once more, and goes on with what waited. A write done twice is the same bytes twice, and is marked twice.
 
+use super::leftovers::VOLUME;
 use super::queue_io::Handler;
 use super::request::SECTOR_SHIFT;
 use super::run_dir;
@@ -24,6 +28,11 @@ use std::time::Duration;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Stopping writes out what a file system on the device still has, which may take its time.
 const STOP_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long the kernel may take to end what a killed daemon left of a device: it notices at the latest when a request
+/// of the host has waited for 30 seconds.
+const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(90);
+/// libublk asks for half a minute at a time.
+const TAKE_BACK_TRIES: u8 = 1;
 /// Largest request of the host, in bytes: each tag has memory for one.
 pub const REQUEST_BYTES_MAX: u32 = 512 << 10;
 /// Largest discard or write-zeroes, in bytes: bounds how long marking one takes.
@@ -31,6 +40,7 @@ const DISCARD_BYTES_MAX: u32 = 64 << 20;
 
 /// What is done to a device, for messages.
 const ADD: &str = "add the device";
+const TAKE_BACK: &str = "take the device back";
 const START: &str = "start the device";
 const STOP: &str = "stop the device";
 
@@ -40,6 +50,8 @@ pub struct Shape {
     pub size: u64,
     pub queues: u16,
     pub depth: u16,
+    /// The device of this number waits to be taken back.
+    pub waiting: Option<u32>,
 }
 
 /// Why the device could not be made or removed.
@@ -68,7 +80,7 @@ impl DeviceError {
         match self {
             Self::NoDriver | Self::RunDir(_) => false,
             Self::Command(what, _) => *what == START || *what == STOP,
-            Self::Stuck(what, _) => *what != ADD,
+            Self::Stuck(what, _) => *what != ADD && *what != TAKE_BACK,
             Self::Queue => true,
         }
     }
@@ -124,13 +136,16 @@ impl UblkDevice {
         let (orders, to_do) = mpsc::channel();
         let (done, answers) = mpsc::channel();
         let ends = Arc::new(Ends::default());
-        let to_run = ends.clone();
+        let (adding, limit) =
+            if shape.waiting.is_some() { (TAKE_BACK, TAKE_BACK_TIMEOUT) } else { (ADD, COMMAND_TIMEOUT) };
+        let service =
+            Service { volume: name.to_owned(), shape, primary, shared, handler: Arc::new(handler), ends: ends.clone() };
         let thread = thread::Builder::new()
             .name(format!("{name}-device"))
-            .spawn(move || run(&shape, &primary, &shared, &Arc::new(handler), (&to_do, &done), &to_run))
+            .spawn(move || service.run(&to_do, &done))
             .map_err(|error| DeviceError::Command("start a thread", error))?;
         let mut device = Self { id: 0, orders, answers, thread: Some(thread), ends };
-        match device.answer(ADD, COMMAND_TIMEOUT)? {
+        match device.answer(adding, limit)? {
             Answer::Added(id) => device.id = id,
             Answer::Failed(error) => return Err(error),
             Answer::Started | Answer::Stopped => {}
@@ -180,58 +195,104 @@ impl UblkDevice {
 }
 
 /// The device thread: everything that uses libublk's control ring, which is the thread's own.
-fn run<H: Handler>(
-    shape: &Shape,
-    primary: &Device,
-    shared: &Arc<Shared>,
-    handler: &Arc<impl Fn(usize) -> H + Send + Sync + 'static>,
-    (orders, answers): (&Receiver<Order>, &Sender<Answer>),
-    ends: &Arc<Ends>,
-) {
-    let _ = process::become_io_flusher();
-    let control = match add(shape) {
-        Ok(control) => control,
-        Err(error) => {
-            let _ = answers.send(Answer::Failed(command(ADD, &error)));
-            return;
+struct Service<F> {
+    volume: String,
+    shape: Shape,
+    primary: Arc<Device>,
+    shared: Arc<Shared>,
+    handler: Arc<F>,
+    ends: Arc<Ends>,
+}
+
+impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
+    fn run(&self, orders: &Receiver<Order>, answers: &Sender<Answer>) {
+        let _ = process::become_io_flusher();
+        let (adding, control) = match self.shape.waiting {
+            None => (ADD, add(&self.shape)),
+            Some(id) => (TAKE_BACK, take_back(id, &self.shape)),
+        };
+        let fail = |error| drop(answers.send(Answer::Failed(error)));
+        let control = match control {
+            Ok(control) => control,
+            Err(error) => return fail(command(adding, &error)),
+        };
+        // What could not be made is removed; what could not be taken back goes on waiting, and its users with it.
+        let give_up = || drop(self.shape.waiting.is_none().then(|| control.del_dev()));
+        if answers.send(Answer::Added(control.dev_info().dev_id)).is_err() {
+            // Nobody waits any more: it took too long.
+            return give_up();
         }
-    };
-    let info = control.dev_info();
-    if answers.send(Answer::Added(info.dev_id)).is_err() {
-        // Nobody waits any more: it took too long.
-        let _ = control.del_dev();
-        return;
-    }
-    let served = serve(&control, shape, primary, shared, handler, ends);
-    let served = match served {
-        Ok((device, threads)) => match control.start_dev(&device) {
-            Ok(_) => {
-                let _ = answers.send(Answer::Started);
-                (device, threads)
-            }
+        let (device, threads) = match self.serve(&control) {
+            Ok(served) => served,
             Err(error) => {
+                give_up();
+                return fail(command("serve the device", &error));
+            }
+        };
+        if let Err(error) = control.start_dev(&device) {
+            if self.shape.waiting.is_none() {
                 let _ = control.kill_dev();
                 join(threads);
                 drop(device);
-                let _ = control.del_dev();
-                let _ = answers.send(Answer::Failed(command(START, &error)));
-                return;
             }
-        },
-        Err(error) => {
-            let _ = control.del_dev();
-            let _ = answers.send(Answer::Failed(command("serve the device", &error)));
-            return;
+            give_up();
+            return fail(command(START, &error));
         }
-    };
-    // A controller that is gone without a word wants the device gone as well.
-    let _ = orders.recv();
-    let removed = remove(&control, served, ends);
-    let _ = answers.send(match removed {
-        Ok(()) if ends.failed.load(Relaxed) => Answer::Failed(DeviceError::Queue),
-        Ok(()) => Answer::Stopped,
-        Err(error) => Answer::Failed(command(STOP, &error)),
-    });
+        let _ = answers.send(Answer::Started);
+        // A controller that is gone without a word wants the device gone as well.
+        let _ = orders.recv();
+        let removed = remove(&control, (device, threads), &self.ends);
+        let _ = answers.send(match removed {
+            Ok(()) if self.ends.failed.load(Relaxed) => Answer::Failed(DeviceError::Queue),
+            Ok(()) => Answer::Stopped,
+            Err(error) => Answer::Failed(command(STOP, &error)),
+        });
+    }
+
+    /// Starts a thread per queue.
+    fn serve(&self, control: &UblkCtrl) -> Result<Served, UblkError> {
+        let depth = control.dev_info().queue_depth;
+        let describe = |device: &mut UblkDev| {
+            device.tgt.dev_size = self.shape.size;
+            device.tgt.params = parameters(self.shape.size, &self.primary);
+            // A request may need several entries: its own, and one for each before-image it has to keep.
+            device.tgt.sq_depth = depth * 2;
+            device.tgt.cq_depth = depth * 4;
+            device.tgt.fds[1] = self.primary.raw_fd();
+            device.tgt.nr_fds = 2;
+            // For the daemon that may have to take the device back.
+            device.set_target_json(serde_json::json!({ VOLUME: self.volume }));
+            Ok(())
+        };
+        let device = Arc::new(UblkDev::new("farpoint".to_owned(), describe, control)?);
+        let (tids, started) = mpsc::channel();
+        let mut threads = Vec::new();
+        for queue in 0..device.dev_info.nr_hw_queues {
+            let name = format!("ublk{}-q{queue}", device.dev_info.dev_id);
+            let (device, shared, handler) = (device.clone(), self.shared.clone(), self.handler.clone());
+            let (tids, ends) = (tids.clone(), self.ends.clone());
+            let body = move || {
+                let _ = process::become_io_flusher();
+                let _ = tids.send((queue, nix::unistd::gettid().as_raw()));
+                drop(tids);
+                let mut handler = handler(usize::from(queue));
+                if let Err(error) = ublk_queue::serve(queue, &device, &shared, &mut handler) {
+                    tracing::error!("queue {queue} has ended: {}; take the volume down", ublk_queue::describe(&error));
+                    // Whoever waits for the queues to be ready must not wait for this one.
+                    device.notify_buffer_registration_complete(true);
+                    ends.failed.store(true, Relaxed);
+                }
+                ends.ended.store(true, Relaxed);
+            };
+            threads.push(thread::Builder::new().name(name).spawn(body).map_err(UblkError::IOError)?);
+        }
+        drop(tids);
+        for (queue, tid) in started {
+            control.set_thread_affinity(queue, tid);
+            control.configure_queue(&device, queue, tid)?;
+        }
+        Ok((device, threads))
+    }
 }
 
 fn remove(control: &UblkCtrl, (device, threads): Served, ends: &Ends) -> Result<(), UblkError> {
@@ -266,69 +327,41 @@ fn join(threads: Vec<JoinHandle<()>>) {
 }
 
 fn add(shape: &Shape) -> Result<UblkCtrl, UblkError> {
+    // Requests that a killed daemon had in hand are done again by the next one, not failed.
+    let flags = sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
+    control(-1, shape, UblkFlags::UBLK_DEV_F_ADD_DEV, flags.into())
+}
+
+/// Begins to take a device back. The kernel refuses as long as it has not ended what the killed daemon left.
+fn take_back(id: u32, shape: &Shape) -> Result<UblkCtrl, UblkError> {
+    let id = i32::try_from(id).map_err(|_| UblkError::InvalidVal)?;
+    let waiting = UblkCtrl::new_simple(id)?;
+    let mut left = TAKE_BACK_TRIES;
+    loop {
+        match waiting.start_user_recover()? {
+            busy if busy == -libc::EBUSY && left > 0 => left -= 1,
+            error if error < 0 => return Err(UblkError::OtherError(error)),
+            _ => break,
+        }
+    }
+    control(id, shape, UblkFlags::UBLK_DEV_F_RECOVER_DEV, 0)
+}
+
+fn control(id: i32, shape: &Shape, what: UblkFlags, flags: u64) -> Result<UblkCtrl, UblkError> {
     UblkCtrlBuilder::default()
         .name("farpoint")
-        .id(-1)
+        .id(id)
         .nr_queues(shape.queues)
         .depth(shape.depth)
         .io_buf_bytes(REQUEST_BYTES_MAX)
         // A queue's thread stays on one processor of those that the kernel feeds the queue from, as other ublk
         // servers do.
-        .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV | UblkFlags::UBLK_DEV_F_SINGLE_CPU_AFFINITY)
+        .dev_flags(what | UblkFlags::UBLK_DEV_F_SINGLE_CPU_AFFINITY)
+        .ctrl_flags(flags)
         .build()
 }
 
 type Served = (Arc<UblkDev>, Vec<JoinHandle<()>>);
-
-/// Starts a thread per queue.
-fn serve<H: Handler>(
-    control: &UblkCtrl,
-    shape: &Shape,
-    primary: &Device,
-    shared: &Arc<Shared>,
-    handler: &Arc<impl Fn(usize) -> H + Send + Sync + 'static>,
-    ends: &Arc<Ends>,
-) -> Result<Served, UblkError> {
-    let depth = control.dev_info().queue_depth;
-    let describe = |device: &mut UblkDev| {
-        device.tgt.dev_size = shape.size;
-        device.tgt.params = parameters(shape.size, primary);
-        // A request may need several entries: its own, and one for each before-image it has to keep.
-        device.tgt.sq_depth = depth * 2;
-        device.tgt.cq_depth = depth * 4;
-        device.tgt.fds[1] = primary.raw_fd();
-        device.tgt.nr_fds = 2;
-        Ok(())
-    };
-    let device = Arc::new(UblkDev::new("farpoint".to_owned(), describe, control)?);
-    let (tids, started) = mpsc::channel();
-    let mut threads = Vec::new();
-    for queue in 0..device.dev_info.nr_hw_queues {
-        let name = format!("ublk{}-q{queue}", device.dev_info.dev_id);
-        let (device, shared, handler) = (device.clone(), shared.clone(), handler.clone());
-        let (tids, ends) = (tids.clone(), ends.clone());
-        let body = move || {
-            let _ = process::become_io_flusher();
-            let _ = tids.send((queue, nix::unistd::gettid().as_raw()));
-            drop(tids);
-            let mut handler = handler(usize::from(queue));
-            if let Err(error) = ublk_queue::serve(queue, &device, &shared, &mut handler) {
-                tracing::error!("queue {queue} has ended: {}; take the volume down", ublk_queue::describe(&error));
-                // Whoever waits for the queues to be ready must not wait for this one.
-                device.notify_buffer_registration_complete(true);
-                ends.failed.store(true, Relaxed);
-            }
-            ends.ended.store(true, Relaxed);
-        };
-        threads.push(thread::Builder::new().name(name).spawn(body).map_err(UblkError::IOError)?);
-    }
-    drop(tids);
-    for (queue, tid) in started {
-        control.set_thread_affinity(queue, tid);
-        control.configure_queue(&device, queue, tid)?;
-    }
-    Ok((device, threads))
-}
 
 /// The device's limits, from the primary's (H29).
 fn parameters(size: u64, primary: &Device) -> sys::ublk_params {

@@ -38,6 +38,8 @@ pub struct Spec {
     pub track_size: u64,
     pub queues: u16,
     pub depth: u16,
+    /// The volume's device of this number has outlived its daemon and is taken back, with its queues and depth.
+    pub waiting: Option<u32>,
     /// Memory for before-images, in bytes.
     pub image_bytes: u64,
     /// Most requests to the secondary at a time.
@@ -182,7 +184,7 @@ impl Volume {
         let depth = spec.depth;
         let handler =
             move |queue: usize| Host::new(queue, depth, tracking.clone(), send_first.clone(), counters[queue].clone());
-        let shape = Shape { size: primary.size(), queues: spec.queues, depth };
+        let shape = Shape { size: primary.size(), queues: spec.queues, depth, waiting: spec.waiting };
         UblkDevice::start(&spec.name, shape, primary, shared.clone(), handler)
     }
 

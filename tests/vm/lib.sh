@@ -176,8 +176,11 @@ field() { fp status --json "$1" | jq --raw-output ".volumes[0]$2"; }
 
 device_of() { field "$1" .device; }
 
-# in_state VOLUME PATH VALUE
-in_state() { [[ $(field "$1" "$2") == "$3" ]]; }
+# in_state VOLUME PATH PATTERN
+in_state() {
+    # shellcheck disable=SC2053 # A pattern.
+    [[ $(field "$1" "$2") == $3 ]]
+}
 
 in_sync() { fp wait "$@" --until in-sync --timeout "$patience"; }
 

@@ -60,6 +60,7 @@ pause            short 120
 bandwidth        short 120
 clean-stop       short 150
 kill-idle        smoke 150
+take-back        smoke 400
 kill-writing     short 240
 dependent-writes smoke 900
 own-device       short 120
@@ -144,7 +145,7 @@ remaining() {
 
 # run_in_guests: as many guests as are needed, within reason.
 run_in_guests() {
-    local boots status left=()
+    local boots status before=0 left=()
     keep=${keep:-${CARGO_TARGET_DIR:-$top/target}/vm-tests}
     mkdir -p "$keep"
     keep=$(cd "$keep" && pwd -P)
@@ -152,6 +153,11 @@ run_in_guests() {
     for ((boots = 0; boots < 5; boots++)); do
         mapfile -t left < <(remaining)
         ((${#left[@]} > 0)) || break
+        if ((${#left[@]} == before)); then
+            echo "run.sh: the guest could not run the tests" >&2
+            return 3
+        fi
+        before=${#left[@]}
         rm -f "$keep/current"
         status=0
         boot "${left[@]}" || status=$?

@@ -1,0 +1,118 @@
+#!/bin/bash
+# The device outlives its daemon: killed again and again under verified writes and under a mounted file system with a
+# database, started again, and the users notice a pause and no error; nothing acknowledged is lost, both sides become equal
+# (P1, P5, H22, H23). What cannot be taken back waits, says why, and can be removed.
+
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "${BASH_SOURCE[0]%/*}/lib.sh"
+
+cycles=4 bank=${BASH_SOURCE[0]%/tests/*}/scripts/lib/demo-bank.py
+[[ -z $long ]] || cycles=100
+
+# kill_and_start: at a random moment, and not always at once.
+kill_and_start() {
+    sleep "0.$((RANDOM % 10))"
+    kill_daemon
+    sleep "0.$((RANDOM % 5))"
+    start_daemon
+    wait_for "the device to be taken back" is_served
+}
+
+is_served() { [[ $(field vol0 .state) == @(normal|increment-*|aborting) ]]; }
+
+start_daemon
+make_volume vol0 "$(sparse primary 32M)" "$(sparse secondary 32M)" --image-pool 4MiB --queues 2 --depth 32
+fp set vol0 --run-timer-ms 20000 --collision-wait-ms 5000
+node=$dev
+in_sync vol0
+
+say "under verified writes"
+writers_on "$dev" --writers 6 --hot $((4 << 20)) --pause-ms 1 --verify
+for ((each = 0; each < cycles; each++)); do
+    if ((each % 2 == 1)); then
+        # Whatever is under way of a point is void.
+        fp start vol0
+        ((each % 4 == 1)) || fp run vol0
+    fi
+    kill_and_start
+    expect "the device" "$node" "$(device_of vol0)"
+done
+sleep 1
+end_writers
+expect "errors of the writers" 0 "$errors"
+in_sync vol0
+equal "$work/primary" "$work/secondary"
+figure kills "$cycles"
+figure longest_write_ms "$longest_ms"
+
+say "killed while it takes the device back"
+writers_on "$dev" --writers 2 --pause-ms 5
+for each in 1 2; do
+    kill_daemon
+    start_daemon
+    sleep "0.$((each * 2))"
+done
+wait_for "the device to be taken back" is_served
+sleep 1
+end_writers
+expect "errors of the writers" 0 "$errors"
+
+say "under a file system with a database"
+mkfs.ext4 -q "$dev"
+mount_at "$dev" "$work/mnt"
+background python3 "$bank" run "$work/mnt/bank" "$work/ack"
+writer=$job
+wait_for "the first transactions" test -s "$work/ack"
+for ((each = 0; each < cycles; each++)); do kill_and_start; done
+sleep 1
+kill -TERM "$writer"
+finish "$writer" "the database's writer"
+read -r acknowledged _ <"$work/ack"
+read -r found _ <<<"$(python3 "$bank" check "$work/mnt/bank")"
+at_least "transactions in the database" "$((10#$acknowledged))" "$found"
+at_least "transactions" "$cycles" "$found"
+figure transactions "$found"
+unmount "$work/mnt"
+e2fsck -f -n "$dev" >"$work/fsck" 2>&1 || fail "fsck: $(cat "$work/fsck")"
+in_sync vol0
+equal "$work/primary" "$work/secondary"
+
+say "it cannot be taken back: the primary is away"
+dd if=/dev/urandom of="$dev" bs=64K count=4 oflag=direct conv=notrunc status=none
+background dd if=/dev/zero of="$dev" bs=64K count=400 oflag=direct conv=notrunc status=none
+copier=$job
+kill_daemon
+mv "$work/primary" "$work/away"
+start_daemon
+wait_for "the volume to say why" in_state vol0 .state waiting
+wait_for "the volume to say why" in_state vol0 .reason "*$work/primary*"
+expect "the device that waits" "$node" "$(device_of vol0)"
+refused "delete" 4 "*not down*" fp delete vol0 --yes
+refused "down" 8 "*in use*" fp down vol0
+kill -0 "$copier" || fail "the host's writes did not wait"
+mv "$work/away" "$work/primary"
+bring_up vol0
+expect "the device" "$node" "$dev"
+finish "$copier" "the host's writes"
+in_sync vol0
+equal "$work/primary" "$work/secondary"
+
+say "nobody wants it any more"
+kill_daemon
+mv "$work/primary" "$work/away"
+start_daemon
+wait_for "the volume to wait" in_state vol0 .state waiting
+wait_for "the device to be removed" fp down vol0
+[[ ! -b $node ]] || fail "$node is still there"
+mv "$work/away" "$work/primary"
+bring_up vol0
+in_sync vol0
+
+say "the volume is no longer known"
+kill_daemon
+mv "$work/etc/volumes.d/vol0.toml" "$work/away"
+start_daemon
+wait_for "the device to go" test ! -b "$dev"
+mv "$work/away" "$work/etc/volumes.d/vol0.toml"
+stop_daemon
