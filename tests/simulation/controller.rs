@@ -226,7 +226,8 @@ impl World {
             }
             Act::Begin(number) => {
                 self.note(Note::Begin(number));
-                self.epoch.begin(number);
+                // A planted second cut may come after a later one, of other volumes; the epoch only grows.
+                self.epoch.begin(number.max(self.epoch.number()));
             }
             Act::Look(volume) => {
                 self.volumes[volume].side.tell_drain(Message::Look);
