@@ -5,6 +5,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -26,6 +27,15 @@ pub(super) fn run(context: &Context) -> Outcome {
         let server = Server::bind(&config.daemon)?;
         let (sender, calls) = mpsc::channel(CALLS_MAX);
         let serving = tokio::spawn(server.serve(sender));
+        if let Some(pause) = heartbeat() {
+            tokio::spawn(async move {
+                let mut tick = tokio::time::interval(pause);
+                loop {
+                    tick.tick().await;
+                    let _ = notify("WATCHDOG=1");
+                }
+            });
+        }
         let result = Controller::new(config).run(calls, ready).await;
         serving.abort();
         // Only when it is dropped are the socket and its lock given back.
@@ -33,6 +43,13 @@ pub(super) fn run(context: &Context) -> Outcome {
         result
     })?;
     Ok(0)
+}
+
+/// How often the service manager wants to hear that the control thread still runs, if it does.
+fn heartbeat() -> Option<Duration> {
+    let limit: u64 = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+    // Half of the limit, as sd_watchdog_enabled(3) advises.
+    Some(Duration::from_micros(limit / 2)).filter(|pause| !pause.is_zero())
 }
 
 /// Tells systemd, if it is there, that volumes are served.

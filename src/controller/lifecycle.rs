@@ -398,10 +398,11 @@ impl Controller {
         number.is_some_and(|number| !self.increments.contains_key(&number))
     }
 
-    /// The daemon ends: takes down what is up, and waits for what is under way.
+    /// The daemon ends: takes down what is up and not in use, and waits for what is under way.
     pub(super) async fn end(mut self, notes: &mut mpsc::UnboundedReceiver<Note>) -> Result<(), Failure> {
         let names: Vec<String> = self.volumes.keys().cloned().collect();
         tracing::info!("ending: taking {} volumes down", names.len());
+        self.leave_used().await;
         let mut asked = false;
         loop {
             for name in &names {

@@ -1,11 +1,13 @@
 //! Devices that have outlived the daemon that served them: each is taken back by bringing its volume up again, with its
-//! users noticing a pause and no error; what cannot be taken back waits, and can be removed.
+//! users noticing a pause and no error; what cannot be taken back waits, and can be removed. A daemon that is told to end
+//! leaves those that are in use to the next one: a restart, for a new version say, takes nothing from anybody.
 
 use super::api::{Done, Failure, FailureKind, Response};
-use super::entry::{Phase, Waiting};
+use super::entry::{Entry, Phase, Waiting};
 use super::lifecycle::unused;
 use super::{Controller, Note, Reply, answer};
 use crate::frontend::leftovers::{self, Leftover};
+use crate::frontend::openers;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
@@ -30,6 +32,27 @@ impl Controller {
                     self.up(name, oneshot::channel().0);
                 }
                 None => remove(&device).await,
+            }
+        }
+    }
+
+    /// At the end: whoever uses a device keeps it. To the kernel it is as if the daemon had been killed.
+    pub(super) async fn leave_used(&mut self) {
+        let up = |(name, entry): (&String, &Entry)| match &entry.phase {
+            Phase::Up(volume) if volume.broken().is_none() => Some((name.clone(), volume.device_path())),
+            _ => None,
+        };
+        let devices: Vec<_> = self.volumes.iter().filter_map(up).collect();
+        let look = move || devices.into_iter().map(|(name, device)| (name, openers::of(&device), device));
+        let found = spawn_blocking(move || look().filter(|(_, users, _)| !users.is_empty()).collect::<Vec<_>>());
+        for (name, users, device) in found.await.unwrap_or_default() {
+            self.abort_for(&name);
+            let Some(entry) = self.volumes.get_mut(&name) else { continue };
+            if let Phase::Up(volume) = std::mem::replace(&mut entry.phase, Phase::Down) {
+                let users = users.join(", ");
+                tracing::warn!("{name}: {device} is in use: {users}; its I/O waits until a daemon runs again");
+                // Dropped, it would be stopped.
+                std::mem::forget(volume);
             }
         }
     }

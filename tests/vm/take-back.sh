@@ -78,6 +78,30 @@ e2fsck -f -n "$dev" >"$work/fsck" 2>&1 || fail "fsck: $(cat "$work/fsck")"
 in_sync vol0
 equal "$work/primary" "$work/secondary"
 
+say "a daemon that is told to end leaves what is in use to the next one"
+make_volume vol1 "$(sparse primary1 16M)" "$(sparse secondary1 16M)"
+unused=$dev dev=$node
+mount_at "$dev" "$work/mnt"
+background python3 "$bank" run "$work/mnt/again" "$work/ack-again"
+writer=$job
+wait_for "the first transactions" test -s "$work/ack-again"
+for ((each = 0; each < 2; each++)); do
+    stop_daemon
+    [[ -b $dev ]] || fail "$dev has gone with its daemon"
+    [[ ! -b $unused ]] || fail "$unused is still there, though nobody used it"
+    start_daemon
+    wait_for "the device to be taken back" is_served
+done
+sleep 1
+kill -TERM "$writer"
+finish "$writer" "the database's writer"
+read -r acknowledged _ <"$work/ack-again"
+read -r found _ <<<"$(python3 "$bank" check "$work/mnt/again")"
+at_least "transactions in the database" "$((10#$acknowledged))" "$found"
+unmount "$work/mnt"
+in_sync vol0
+equal "$work/primary" "$work/secondary"
+
 say "it cannot be taken back: the primary is away"
 dd if=/dev/urandom of="$dev" bs=64K count=4 oflag=direct conv=notrunc status=none
 background dd if=/dev/zero of="$dev" bs=64K count=400 oflag=direct conv=notrunc status=none
