@@ -1,16 +1,19 @@
 //! A file or block device, opened safely: what it is, how big, how it must be read and written, and who else may not.
 //!
 //! Everything above this layer works on a [`Device`], which only [`open`] makes: it is exclusive, locked, checked, and
-//! described by its [`Limits`]. This layer never writes to a device, never decides what is copied where, and knows
-//! nothing of tracks. I/O itself is done by the owners of the rings through [`Device::raw_fd`].
+//! described by its [`Limits`]. This layer writes only what it is given, never decides what is copied where, and knows
+//! nothing of tracks. I/O is done by the owners of the rings through [`Device::raw_fd`]; only what lies on a metadata
+//! device goes through [`Device::read_at`] and [`Device::write_at`].
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod durable;
 pub mod error;
 pub mod holders;
 pub mod limits;
@@ -104,6 +107,16 @@ impl Device {
     /// For ring entries. Stays valid as long as `self`.
     pub fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    /// Fills `buffer`; what lies behind the end reads as zeroes. Blocks; offset, length and buffer aligned to 4 KiB.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        durable::read(&self.file, offset, buffer)
+    }
+
+    /// Writes, and makes what was written durable if asked to. Blocks; offset, length and buffer aligned to 4 KiB.
+    pub fn write_at(&self, offset: u64, bytes: &[u8], durably: bool) -> io::Result<()> {
+        if durably { durable::write(&self.file, offset, bytes) } else { self.file.write_all_at(bytes, offset) }
     }
 
     /// Makes everything written so far durable. Blocks; for threads without a ring.
