@@ -390,8 +390,16 @@ pub struct VolumeReport {
     pub track_size: u64,
     pub primary: String,
     pub secondary: String,
+    /// File or device with the volume's metadata.
+    pub metadata: String,
+    /// A write of the metadata has failed: the volume cannot be stopped cleanly any more.
+    pub metadata_failed: bool,
+    /// Regions copied again since the last start because the stop before it was not clean.
+    pub recovered_regions: u64,
+    /// Intent pages that were damaged at the last start, and read as all ones.
+    pub damaged_pages: u64,
     pub link: LinkState,
-    /// Everything must be copied once before the secondary is usable: a new volume, or an unclean stop.
+    /// Everything must be copied once before the secondary is usable: a new volume.
     pub full_copy_needed: bool,
     /// Number of the increment under way.
     pub increment: Option<u64>,

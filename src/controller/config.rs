@@ -93,6 +93,9 @@ pub struct VolumeConfig {
     pub primary: PathBuf,
     #[serde(deserialize_with = "path")]
     pub secondary: PathBuf,
+    /// File or device for the metadata; without it a file in the state directory.
+    #[serde(default, deserialize_with = "some_path", skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<PathBuf>,
     #[serde(default = "track_size", deserialize_with = "track_size_in_limit")]
     pub track_size: u64,
     #[serde(default = "queues", deserialize_with = "queues_in_limit")]
@@ -149,6 +152,7 @@ impl VolumeConfig {
         Self {
             primary,
             secondary,
+            metadata: None,
             track_size: track_size(),
             queues: queues(),
             depth: depth(),
@@ -195,6 +199,10 @@ impl VolumeConfig {
             let why = format!("{}: primary and secondary are the same; name two devices or files", file.display());
             return Err(failed(why));
         }
+        if volume.metadata.as_ref().is_some_and(|path| [&volume.primary, &volume.secondary].contains(&path)) {
+            let why = format!("{}: metadata is the primary or the secondary; name a separate file", file.display());
+            return Err(failed(why));
+        }
         Ok(volume)
     }
 }
@@ -229,6 +237,11 @@ impl Config {
         let missing = || format!("there is no {}; write it or name --primary and --secondary", file.display());
         let text = read(&file)?.ok_or_else(|| Failure::new(FailureKind::NotFound, missing()))?;
         VolumeConfig::parse(&text, &file)
+    }
+
+    /// Where the metadata of a volume is. The name has been checked before: it holds no `/`.
+    pub fn metadata_path(&self, name: &str, volume: &VolumeConfig) -> PathBuf {
+        volume.metadata.clone().unwrap_or_else(|| self.daemon.state_dir.join(format!("{name}.meta")))
     }
 
     /// Names of the volumes that have a file, in order. Files with other names are none of ours.

@@ -2,11 +2,15 @@
 
 use super::api::{Failure, FailureKind, Settings};
 use super::config::{Checksums, VolumeConfig};
+use super::media::Known;
 use crate::group::VolumeId;
 use crate::increment::IncrementNo;
-use crate::metadata::State;
+use crate::metadata::media::{Media, Way};
+use crate::metadata::superblock::Superblock;
 use crate::uploader::Policy;
 use crate::volume::{Spec, Volume};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What is going on with a volume.
@@ -25,7 +29,12 @@ pub(super) struct Entry {
     pub config: VolumeConfig,
     pub settings: Settings,
     pub phase: Phase,
-    pub state: State,
+    /// Where the metadata is.
+    pub media_path: PathBuf,
+    /// The metadata as it was found by the last start, or left by the last stop.
+    pub known: Known,
+    /// The metadata of a volume that is up.
+    pub media: Option<Arc<Media>>,
     /// The increment it is part of, or about to be.
     pub increment: Option<IncrementNo>,
     /// Number and cut of the last completed increment, of this run.
@@ -63,14 +72,16 @@ impl Rate {
 }
 
 impl Entry {
-    pub fn new(id: VolumeId, config: VolumeConfig, state: State) -> Self {
+    pub fn new(id: VolumeId, config: VolumeConfig, media_path: PathBuf, known: Known) -> Self {
         Self {
             id,
             settings: config.settings(),
             config,
             phase: Phase::Down,
-            full_copy: state.full_copy_needed || state.incomplete,
-            state,
+            full_copy: known.full_copy(),
+            media_path,
+            known,
+            media: None,
             increment: None,
             last_complete: None,
             last_abort: None,
@@ -78,6 +89,37 @@ impl Entry {
             aborted: 0,
             hold_us_max: 0,
             rate: Rate::default(),
+        }
+    }
+
+    /// The volume is down, and this is what its metadata says; `None` if that could not be seen.
+    pub fn learn(&mut self, known: Option<Box<Known>>) {
+        if let Some(known) = known {
+            // A full copy that was cut short goes on where it was; the secondary is not usable before.
+            self.full_copy = known.full_copy();
+            self.known = *known;
+        }
+    }
+
+    /// What the next start copies, in words.
+    pub fn next_start(&self) -> String {
+        match self.known.way {
+            Way::Exact => format!("{} tracks", self.known.tracks),
+            Way::Unclean | Way::SavedDamaged => format!("{} regions again", self.known.hot_regions),
+            Way::New | Way::Everything => "everything".to_owned(),
+        }
+    }
+
+    /// Stores a change of the superblock of a volume that is up, without anybody waiting for it: the change only spares
+    /// copying or tells history. A failure shows in the volume's status, and a later start does without the change.
+    pub fn note_in_media(&mut self, change: impl Fn(&mut Superblock) + Send + 'static) {
+        change(&mut self.known.superblock);
+        if let Some(media) = self.media.clone() {
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = media.update(change) {
+                    tracing::error!("{error}");
+                }
+            });
         }
     }
 

@@ -1,41 +1,24 @@
 //! A volume's comings and goings: create, up, down, delete, and the end of the daemon. Everything that opens a device,
-//! talks to the kernel's driver or stores a record runs on a thread that may block, and comes back as a [`Note`].
+//! talks to the kernel's driver or writes metadata runs on a thread that may block, and comes back as a [`Note`].
 
 use super::api::{Create, Done, Down, Failure, FailureKind, Response, UpReply};
-use super::config::{Direct, VolumeConfig};
+use super::config::VolumeConfig;
 use super::entry::{Entry, Phase};
+use super::media::{self, Known};
+use super::report::seconds;
 use super::{Controller, Note, Reply, answer};
 use crate::frontend::openers;
-use crate::geometry::Geometry;
 use crate::group::VolumeId;
-use crate::metadata::{MetadataError, Side, State};
-use crate::storage::{self, Device, ErrorKind, OpenError, Options, SecondaryOptions};
-use crate::volume::{Marks, Volume, VolumeError};
-use std::path::PathBuf;
+use crate::metadata::media::{Media, Recovery, Way};
+use crate::metadata::superblock::Superblock;
+use crate::storage::Device;
+use crate::tracking::Epoch;
+use crate::uploader::Report;
+use crate::volume::{Marks, Spec, Volume, VolumeError};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-
-impl From<OpenError> for Failure {
-    fn from(error: OpenError) -> Self {
-        let kind = match error.kind() {
-            ErrorKind::NotFound => FailureKind::NotFound,
-            ErrorKind::Permission => FailureKind::Permission,
-            ErrorKind::Io => FailureKind::Io,
-            ErrorKind::Unsafe => FailureKind::Unsafe,
-            ErrorKind::Busy => FailureKind::WrongState,
-            ErrorKind::Invalid => FailureKind::Failed,
-        };
-        Self::new(kind, error.to_string())
-    }
-}
-
-impl From<MetadataError> for Failure {
-    fn from(error: MetadataError) -> Self {
-        let kind = if matches!(error, MetadataError::Io { .. }) { FailureKind::Io } else { FailureKind::Failed };
-        Self::new(kind, error.to_string())
-    }
-}
 
 impl From<VolumeError> for Failure {
     fn from(error: VolumeError) -> Self {
@@ -43,52 +26,41 @@ impl From<VolumeError> for Failure {
     }
 }
 
-/// A volume's description and record.
-pub(super) type Described = (Box<VolumeConfig>, Box<State>);
+/// A volume's description and what is known of it.
+pub(super) type Described = (Box<VolumeConfig>, Box<Known>);
 
-/// A failed `up`, and the record as it is now.
-pub(super) type NotUp = (Failure, Box<State>);
+/// A volume that has come up, with its metadata as it is now.
+pub(super) type IsUp = (Box<Volume>, Arc<Media>, Box<Known>);
 
-/// Both devices of a volume, opened and checked.
-fn open(config: &VolumeConfig, own: Vec<u32>, first: Option<bool>) -> Result<(Device, Device), Failure> {
-    let direct = if config.direct == Direct::Off { storage::Direct::Off } else { storage::Direct::Auto };
-    let common = Options { direct, own_devices: own, ..Options::default() };
-    let primary = storage::open_primary(&config.primary, &common)?;
-    let options = SecondaryOptions { common, check_signature: first.is_some(), force: first == Some(true) };
-    let secondary = storage::open_secondary(&config.secondary, &primary, &options)?;
-    Geometry::new(primary.size(), config.track_size)
-        .map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))?;
-    Ok((primary, secondary))
-}
+/// A failure, and what is known of the metadata now, if it could be seen.
+pub(super) type Failed = (Failure, Option<Box<Known>>);
 
-fn sides(primary: &Device, secondary: &Device, config: &VolumeConfig) -> (Side, Side, u32) {
-    (Side::of(primary), Side::of(secondary), u32::try_from(config.track_size).unwrap_or(u32::MAX))
-}
+/// Whether a region's intent is made durable before a write reaches it. While it is not, an unclean stop means that
+/// everything is copied.
+const INTENT_KEPT: bool = false;
 
 impl Controller {
-    pub(super) fn state_path(&self, name: &str) -> PathBuf {
-        State::path(&self.config.daemon.state_dir, name)
-    }
-
-    /// Volumes that were created before: those with a record.
+    /// Volumes that were created before: those with metadata.
     pub(super) fn load_known(&mut self) -> Result<(), Failure> {
         let directory = &self.config.daemon.state_dir;
         std::fs::create_dir_all(directory)
             .map_err(|error| Failure::new(FailureKind::Io, format!("cannot make {}: {error}", directory.display())))?;
         for name in self.config.volume_names()? {
-            match self.config.volume(&name).and_then(|config| Ok((config, State::load(&self.state_path(&name))?))) {
-                Ok((config, Some(state))) => self.add(name, config, state),
-                Ok((_, None)) => tracing::info!("{name}: has a configuration but was never created"),
+            let volume = self.config.volume(&name);
+            match volume.and_then(|volume| Ok((media::look(&self.config.metadata_path(&name, &volume))?, volume))) {
+                Ok((Some(known), volume)) => self.add(name, volume, known),
+                Ok((None, _)) => tracing::info!("{name}: has a configuration but was never created"),
                 Err(failure) => tracing::error!("{name}: left out: {failure}"),
             }
         }
         Ok(())
     }
 
-    fn add(&mut self, name: String, config: VolumeConfig, state: State) {
+    fn add(&mut self, name: String, config: VolumeConfig, known: Known) {
         let id = VolumeId(self.next_id);
         self.next_id += 1;
-        self.volumes.insert(name, Entry::new(id, config, state));
+        let path = self.config.metadata_path(&name, &config);
+        self.volumes.insert(name, Entry::new(id, config, path, known));
     }
 
     fn own_devices(&self) -> Vec<u32> {
@@ -102,23 +74,13 @@ impl Controller {
             let why = format!("{name} exists already; delete it first to make it anew");
             return answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
         }
-        let (config, own, path, notes) =
-            (self.config.clone(), self.own_devices(), self.state_path(&name), self.notes.clone());
+        let (config, own, notes) = (self.config.clone(), self.own_devices(), self.notes.clone());
         spawn_blocking(move || {
-            let result = config.volume(&name).and_then(|config| {
-                if State::load(&path).map_or(true, |found| found.is_some()) {
-                    // Of a volume that was left out at start: its numbers must not begin again.
-                    let why = format!(
-                        "there is a state record already, {}; restart the daemon and see its log",
-                        path.display()
-                    );
-                    return Err(Failure::new(FailureKind::WrongState, why));
-                }
-                let (primary, secondary) = open(&config, own, Some(force))?;
-                let (one, other, track_size) = sides(&primary, &secondary, &config);
-                let state = State::new(one, other, track_size);
-                state.store(&path)?;
-                Ok((Box::new(config), Box::new(state)))
+            let result = config.volume(&name).and_then(|volume| {
+                let path = config.metadata_path(&name, &volume);
+                let (primary, secondary) = media::open(&volume, own.clone(), Some(force))?;
+                let known = media::create_media(&path, &name, &volume, own, [&primary, &secondary], force)?;
+                Ok((Box::new(volume), Box::new(known)))
             });
             let _ = notes.send(Note::Created(name, result, reply));
         });
@@ -126,73 +88,66 @@ impl Controller {
 
     pub(super) fn created(&mut self, name: &str, result: Result<Described, Failure>, reply: Reply) {
         self.creating.remove(name);
-        let result = result.map(|(config, state)| {
-            self.add(name.to_owned(), *config, *state);
+        let result = result.map(|(config, known)| {
+            self.add(name.to_owned(), *config, *known);
             Response::Done(Done { volumes: vec![name.to_owned()] })
         });
         answer(reply, result.map_err(|failure| Failure { message: format!("{name}: {failure}"), ..failure }));
     }
 
-    /// `up`: opens the devices, says in the record that the volume is in use, makes the device.
+    /// `up`: opens the devices, says in the metadata that the volume is in use, makes the device.
     pub(super) fn up(&mut self, name: String, reply: Reply) {
-        let (path, own, epoch, began, notes) =
-            (self.state_path(&name), self.own_devices(), self.epoch.clone(), self.began, self.notes.clone());
+        let (own, epoch, began, notes) = (self.own_devices(), self.epoch.clone(), self.began, self.notes.clone());
+        let daemon = self.config.clone();
         let prepared = self.entry_mut(&name).and_then(|entry| {
             if !matches!(entry.phase, Phase::Down) {
                 entry.running()?;
                 return Err(Failure::new(FailureKind::WrongState, format!("{name} is up already")));
             }
             entry.phase = Phase::Busy("coming up");
-            Ok((entry.id, entry.spec(&name), entry.config.clone(), entry.state.clone()))
+            Ok((entry.id, entry.spec(&name), entry.config.clone()))
         });
-        let (id, spec, config, mut state) = match prepared {
+        let (id, spec, config) = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => return answer(reply, Err(failure)),
         };
-        let before = state.clone();
         spawn_blocking(move || {
             let to_note = notes.clone();
-            let result: Result<_, Failure> = open(&config, own, None).and_then(|(primary, secondary)| {
-                let (one, other, track_size) = sides(&primary, &secondary, &config);
-                state.check(&one, &other, track_size)?;
-                let marks = state.begin().map_or(Marks::All, |tracks| Marks::These(tracks.into()));
-                // Before the first write is accepted: from here until a clean stop the record says nothing of tracks.
-                state.store(&path)?;
-                let report = move |report| drop(to_note.send(Note::Report(id, report)));
-                let volume = Volume::up(&spec, Arc::new(primary), Arc::new(secondary), &marks, epoch, began, report);
-                let volume = volume.inspect_err(|error| {
-                    // Unless a device may have been there for an instant, nothing has changed: the record says so
-                    // again.
-                    if !error.may_have_served() && before.store(&path).is_ok() {
-                        state = before.clone();
-                    }
-                })?;
-                state.incomplete |= matches!(marks, Marks::All);
-                Ok(Box::new(volume))
+            let report = move |report| drop(to_note.send(Note::Report(id, report)));
+            let path = daemon.metadata_path(&name, &config);
+            let opened = media::open(&config, own.clone(), None).and_then(|(primary, secondary)| {
+                let media = media::open_media(&path, &name, &config, own, [&primary, &secondary])?;
+                let recovery = media.recovery()?;
+                Ok((primary, secondary, Arc::new(media), recovery))
             });
-            let result = match result {
-                Ok(volume) => Ok((volume, Box::new(state))),
-                Err(failure) => Err((failure, Box::new(state))),
-            };
+            let result = opened.map_err(|failure| (failure, None)).and_then(|(primary, secondary, media, recovery)| {
+                let devices = (Arc::new(primary), Arc::new(secondary));
+                let up = serve(&spec, devices, &media, &recovery, (epoch, began), report);
+                match up {
+                    Ok((volume, superblock)) => Ok((volume, media, Box::new(Known::new(superblock, &recovery)))),
+                    Err(failure) => Err((failure, known(&media))),
+                }
+            });
             let _ = notes.send(Note::Up(name, result, reply));
         });
     }
 
-    pub(super) fn is_up(&mut self, name: &str, result: Result<(Box<Volume>, Box<State>), NotUp>, reply: Reply) {
+    pub(super) fn is_up(&mut self, name: &str, result: Result<IsUp, Failed>, reply: Reply) {
         let Some(entry) = self.volumes.get_mut(name) else { return };
         match result {
-            Ok((volume, state)) => {
+            Ok((volume, media, known)) => {
                 let device = volume.device_path();
                 tracing::info!("{name} is up as {device}");
-                entry.full_copy = state.incomplete;
-                entry.state = *state;
+                say_what_was_found(name, &known);
+                entry.full_copy = known.full_copy();
+                entry.known = *known;
+                entry.media = Some(media);
                 entry.phase = Phase::Up(volume);
                 answer(reply, Ok(Response::Up(UpReply { volume: name.to_owned(), device })));
             }
-            Err((failure, state)) => {
+            Err((failure, known)) => {
                 entry.phase = Phase::Down;
-                entry.full_copy = state.full_copy_needed || state.incomplete;
-                entry.state = *state;
+                entry.learn(known);
                 tracing::error!("{name} could not come up: {failure}");
                 answer(reply, Err(Failure { message: format!("{name}: {failure}"), ..failure }));
             }
@@ -252,7 +207,7 @@ impl Controller {
             return;
         }
         self.abort_for(name);
-        let (path, notes) = (self.state_path(name), self.notes.clone());
+        let notes = self.notes.clone();
         let Some(entry) = self.volumes.get_mut(name) else { return };
         let volume = match std::mem::replace(&mut entry.phase, Phase::Busy("going down")) {
             Phase::Up(volume) => volume,
@@ -267,33 +222,37 @@ impl Controller {
         };
         // Held writes go before anything waits for the device; there is nothing to cut any more.
         volume.retire(true);
-        let (name, mut state) = (name.to_owned(), entry.state.clone());
-        let incomplete = entry.full_copy;
+        let (name, media, incomplete) = (name.to_owned(), entry.media.take(), entry.full_copy);
         spawn_blocking(move || {
-            let result = volume.down().map_err(Failure::from).and_then(|tracks| {
-                state.end(tracks.into());
-                state.incomplete = incomplete && !state.out_of_sync.is_empty();
-                state.store(&path)?;
-                Ok(Box::new(state))
+            let result = volume.down().map_err(Failure::from).and_then(|tracks| match &media {
+                Some(media) => Ok(media.end(&tracks, incomplete && !tracks.is_empty()).map(drop)?),
+                None => Err(Failure::new(FailureKind::Failed, "its metadata is not open; see the log")),
             });
+            let known = media.as_deref().and_then(known);
+            // Let go before the answer: whoever gets it may bring the volume up again at once.
+            drop(media);
+            let result = match (result, known) {
+                (Ok(()), Some(known)) => Ok(known),
+                (Ok(()), None) => Err((Failure::new(FailureKind::Io, "its metadata cannot be read again"), None)),
+                (Err(failure), known) => Err((failure, known)),
+            };
             let _ = notes.send(Note::Down(name, result, reply));
         });
     }
 
-    pub(super) fn is_down(&mut self, name: &str, result: Result<Box<State>, Failure>, reply: Option<Reply>) {
+    pub(super) fn is_down(&mut self, name: &str, result: Result<Box<Known>, Failed>, reply: Option<Reply>) {
         let Some(entry) = self.volumes.get_mut(name) else { return };
         let result = match result {
-            Ok(state) => {
-                tracing::info!("{name} is down, {} tracks out of sync", state.out_of_sync.len());
-                // A full copy that was cut short goes on where it was; the secondary is not usable before.
-                entry.full_copy = state.incomplete;
-                entry.state = *state;
+            Ok(known) => {
+                tracing::info!("{name} is down, {} tracks out of sync", known.tracks);
+                entry.learn(Some(known));
                 entry.phase = Phase::Down;
                 Ok(Response::Done(Done { volumes: vec![name.to_owned()] }))
             }
-            Err(failure) => {
-                tracing::error!("{name} was not taken down cleanly: {failure}; its next start copies everything");
-                entry.full_copy = true;
+            Err((failure, known)) => {
+                entry.learn(known);
+                let next = entry.next_start();
+                tracing::error!("{name} was not taken down cleanly: {failure}; its next start copies {next}");
                 entry.phase = Phase::Failed(failure.to_string());
                 Err(Failure { message: format!("{name}: {failure}"), ..failure })
             }
@@ -315,16 +274,12 @@ impl Controller {
         if let Some(entry) = self.volumes.get_mut(&name) {
             entry.phase = Phase::Busy("being deleted");
         }
-        let (config, path, notes) = (self.config.clone(), self.state_path(&name), self.notes.clone());
+        let (config, own, notes) = (self.config.clone(), self.own_devices(), self.notes.clone());
+        let volume = self.volumes.get(&name).map(|entry| entry.config.clone());
         spawn_blocking(move || {
-            // The record first: a configuration without one is only a volume that was never created.
-            let removed = match std::fs::remove_file(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-                removed => removed,
-            };
-            let removed = removed.map_err(|error| {
-                Failure::new(FailureKind::Io, format!("{name}: cannot remove {}: {error}", path.display()))
-            });
+            // The metadata first: a configuration without it is only a volume that was never created.
+            let removed = volume.map_or(Ok(()), |volume| media::remove(&config, &name, &volume, own));
+            let removed = removed.map_err(|failure| Failure { message: format!("{name}: {failure}"), ..failure });
             let result = removed.and_then(|()| config.remove_volume(&name));
             let _ = notes.send(Note::Deleted(name, result, reply));
         });
@@ -345,7 +300,7 @@ impl Controller {
         }
     }
 
-    /// The number of an increment over the volume is being stored: its record has another writer.
+    /// The number of an increment over the volume is being stored.
     fn is_being_cut(&self, name: &str) -> bool {
         let number = self.volumes.get(name).and_then(|entry| entry.increment);
         number.is_some_and(|number| !self.increments.contains_key(&number))
@@ -382,8 +337,66 @@ impl Controller {
         let names = failed.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ");
         Err(Failure::new(
             FailureKind::Failed,
-            format!("not taken down cleanly: {names}; their next start copies everything"),
+            format!("not taken down cleanly: {names}; see the log for what their next start copies"),
         ))
+    }
+}
+
+/// Says in the metadata that the volume is in use, then serves it. Blocks.
+fn serve(
+    spec: &Spec,
+    (primary, secondary): (Arc<Device>, Arc<Device>),
+    media: &Media,
+    recovery: &Recovery,
+    (epoch, began): (Arc<Epoch>, Instant),
+    report: impl Fn(Report) + Send + 'static,
+) -> Result<(Box<Volume>, Superblock), Failure> {
+    let marks = match recovery.way {
+        Way::Everything => Marks::All,
+        _ => Marks::These(recovery.tracks.clone()),
+    };
+    let before = media.superblock();
+    // Before the first write is accepted: from here until a clean stop only the intent pages tell what may differ.
+    let superblock = media.begin(recovery, INTENT_KEPT)?;
+    match Volume::up(spec, primary, secondary, &marks, epoch, began, report) {
+        Ok(volume) => Ok((Box::new(volume), superblock)),
+        Err(error) => {
+            // Unless a device may have been there for an instant, nothing has changed: the superblock says so again.
+            if !error.may_have_served()
+                && let Err(error) = media.undo(&before)
+            {
+                tracing::warn!("{}: its clean stop is forgotten: {error}", spec.name);
+            }
+            Err(error.into())
+        }
+    }
+}
+
+fn known(media: &Media) -> Option<Box<Known>> {
+    let recovery = media.recovery().inspect_err(|error| tracing::warn!("{error}")).ok()?;
+    Some(Box::new(Known::new(media.superblock(), &recovery)))
+}
+
+/// What a start found that an administrator wants to know.
+fn say_what_was_found(name: &str, known: &Known) {
+    let gib = |regions: u64| seconds(regions * u64::from(known.superblock.region_size)) / seconds(1 << 30);
+    match known.way {
+        Way::Exact | Way::New => {}
+        Way::Unclean => tracing::warn!(
+            "{name} was not stopped cleanly; recovered: {} regions, {:.1} GiB are copied again",
+            known.hot_regions,
+            gib(known.hot_regions)
+        ),
+        Way::SavedDamaged => {
+            let regions = known.hot_regions;
+            tracing::warn!("{name}: the tracks of its clean stop are damaged; {regions} regions are copied again");
+        }
+        Way::Everything => tracing::warn!("{name} was not stopped cleanly; everything is copied again"),
+    }
+    if known.damaged_pages > 0 {
+        let regions = known.damaged_pages * crate::metadata::media::REGIONS_PER_PAGE;
+        let regions = regions.min(known.superblock.regions());
+        tracing::warn!("{name}: {} damaged pages: {:.1} GiB are copied again", known.damaged_pages, gib(regions));
     }
 }
 

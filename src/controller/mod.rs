@@ -1,5 +1,5 @@
 //! The daemon: volumes, increments over them, timers and answers. One task owns all of it and never blocks: what may
-//! block (opening devices, control commands of the kernel, storing a record) runs elsewhere and comes back as a
+//! block (opening devices, control commands of the kernel, writing metadata) runs elsewhere and comes back as a
 //! [`Note`].
 
 pub mod api;
@@ -9,17 +9,16 @@ mod entry;
 mod increments;
 mod lifecycle;
 pub mod limits;
+mod media;
 mod report;
 mod watchers;
 
 use crate::frontend::{features, leftovers};
 use crate::group::VolumeId;
 use crate::increment::{Event as IncrementEvent, IncrementNo};
-use crate::metadata::State;
 use crate::storage::process;
 use crate::tracking::Epoch;
 use crate::uploader::Report;
-use crate::volume::Volume;
 use api::{Failure, FailureKind, Request, Response};
 use call::Call;
 use config::Config;
@@ -43,9 +42,9 @@ enum Note {
     Report(VolumeId, Report),
     Timer(IncrementNo, IncrementEvent),
     Created(String, Result<lifecycle::Described, Failure>, Reply),
-    Up(String, Result<(Box<Volume>, Box<State>), lifecycle::NotUp>, Reply),
+    Up(String, Result<lifecycle::IsUp, lifecycle::Failed>, Reply),
     Free(String, Result<(), Failure>, Reply),
-    Down(String, Result<Box<State>, Failure>, Option<Reply>),
+    Down(String, Result<Box<media::Known>, lifecycle::Failed>, Option<Reply>),
     Deleted(String, Result<(), Failure>, Reply),
     /// The numbers of an increment about to be cut are stored, or could not be.
     Reserved(increments::Reservation, Result<(), Failure>),

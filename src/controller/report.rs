@@ -77,16 +77,21 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
         Phase::Busy(what) => Some((*what).to_owned()),
         _ => entry.last_abort.clone(),
     };
-    let tracks = entry.state.out_of_sync.len();
+    let (known, superblock) = (&entry.known, &entry.known.superblock);
+    let tracks = known.tracks;
     VolumeReport {
         name: name.to_owned(),
         state,
         reason,
         device: None,
-        size: entry.state.primary.size,
+        size: superblock.primary.size,
         track_size: entry.config.track_size,
         primary: entry.config.primary.display().to_string(),
         secondary: entry.config.secondary.display().to_string(),
+        metadata: entry.media_path.display().to_string(),
+        metadata_failed: false,
+        recovered_regions: known.recovered(),
+        damaged_pages: known.damaged_pages,
         link: LinkState::Down,
         full_copy_needed: entry.full_copy,
         increment: None,
@@ -95,11 +100,11 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
         last_complete: entry
             .last_complete
             .map(|(number, _)| number.0)
-            .or(entry.state.completed.map(|completed| completed.increment)),
+            .or(superblock.completed.map(|completed| completed.increment)),
         last_complete_age_s: entry.last_complete.map(|(_, cut)| cut.elapsed().as_secs_f64()),
         lag_s: 0.0,
         out_of_sync_tracks: tracks,
-        out_of_sync_bytes: (tracks * entry.config.track_size).min(entry.state.primary.size),
+        out_of_sync_bytes: (tracks * entry.config.track_size).min(superblock.primary.size),
         recorded_tracks: 0,
         in_transit_bytes: 0,
         unreadable_tracks: 0,
@@ -118,6 +123,7 @@ fn fill(report: &mut VolumeReport, volume: &Volume, entry: &Entry, began: Instan
     let geometry: &Geometry = tracking.geometry();
     report.device = Some(volume.device_path());
     report.link = link(&figures);
+    report.metadata_failed = entry.media.as_ref().is_some_and(|media| media.has_failed());
     report.out_of_sync_tracks = tracking.out_of_sync().count();
     report.out_of_sync_bytes = geometry.bytes_of(report.out_of_sync_tracks);
     report.recorded_tracks = tracking.change_recording().count();
@@ -140,7 +146,7 @@ fn fill(report: &mut VolumeReport, volume: &Volume, entry: &Entry, began: Instan
 
 /// Figures this large need no more digits than a float has.
 #[expect(clippy::cast_precision_loss, reason = "for display only")]
-fn seconds(value: u64) -> f64 {
+pub(super) fn seconds(value: u64) -> f64 {
     value as f64
 }
 

@@ -70,7 +70,11 @@ impl Controller {
             let seen = entry.running().map(|volume| (volume.figures().totals.bytes, volume.tracking().in_sync()));
             let Ok((bytes, in_sync)) = seen else { continue };
             entry.rate.update(now, bytes);
-            entry.full_copy &= !in_sync;
+            if entry.full_copy && in_sync {
+                entry.full_copy = false;
+                // Durable, or a crash would tell a full copy that is not needed.
+                entry.note_in_media(|superblock| superblock.incomplete = false);
+            }
         }
         for waiting in std::mem::take(&mut self.watchers.waiting) {
             match self.verdict(&waiting, now) {
@@ -223,6 +227,8 @@ fn fields(report: &VolumeReport, counters: bool) -> Fields {
         ("last-complete", number(report.last_complete)),
         ("aborted", report.counters.increments_aborted.to_string()),
         ("full-copy-needed", yes(report.full_copy_needed)),
+        ("recovered-regions", report.recovered_regions.to_string()),
+        ("metadata", if report.metadata_failed { "failed" } else { "ok" }.to_owned()),
     ];
     if counters {
         fields.extend([

@@ -38,6 +38,7 @@
 //!    192        the four texts, UTF-8, one after the other; zeroes to the end
 //! ```
 
+use std::fmt;
 use std::ops::Range;
 
 use super::layout::{self, Layout, PAGE_BYTES, REGION_BYTES_MAX};
@@ -128,6 +129,18 @@ pub enum Fault {
     /// Features that nobody here understands.
     Features(u32),
     Damaged(&'static str),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("it is empty"),
+            Self::Foreign => f.write_str("it is none"),
+            Self::Version(version) => write!(f, "it has the unknown version {version}"),
+            Self::Features(bits) => write!(f, "it uses unknown features (bits {bits:#x})"),
+            Self::Damaged(why) => f.write_str(why),
+        }
+    }
 }
 
 impl Superblock {

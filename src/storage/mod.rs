@@ -25,10 +25,10 @@ pub mod topology;
 
 pub use error::{ErrorKind, OpenError};
 pub use limits::{Direct, Limits, Zeroing};
-pub use open::{Options, SecondaryOptions, open_primary, open_secondary};
+pub use open::{Options, SecondaryOptions, open_metadata, open_primary, open_read_only, open_secondary};
 pub use topology::Place;
 
-/// The two things a volume can be made of.
+/// The two kinds of things a volume can be made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
@@ -122,6 +122,17 @@ impl Device {
     /// Makes everything written so far durable. Blocks; for threads without a ring.
     pub fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+}
+
+/// A file or block device opened only to be looked at.
+#[derive(Debug)]
+pub struct ReadOnly(File);
+
+impl ReadOnly {
+    /// As [`Device::read_at`].
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        durable::read(&self.0, offset, buffer)
     }
 }
 
