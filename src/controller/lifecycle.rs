@@ -358,7 +358,7 @@ fn serve(
     let before = media.superblock();
     // Before the first write is accepted: from here until a clean stop only the intent pages tell what may differ.
     let superblock = media.begin(recovery, INTENT_KEPT)?;
-    match Volume::up(spec, primary, secondary, &marks, epoch, began, report) {
+    match Volume::up(spec, primary, secondary, &marks, None, epoch, began, report) {
         Ok(volume) => Ok((Box::new(volume), superblock)),
         Err(error) => {
             // Unless a device may have been there for an instant, nothing has changed: the superblock says so again.

@@ -4,6 +4,7 @@
 use super::queue_io::{Handler, QueueIo, Zeroing};
 use super::request::{Request, Tag};
 use crate::doorbell::Doorbell;
+use crate::intent;
 use crate::storage;
 use crate::tracking::{Waiter, Waiters};
 use crate::uploader::{ImageNo, Images, Mailbox, Message};
@@ -32,6 +33,7 @@ const IMAGE_SHIFT: u32 = 24;
 pub struct Shared {
     pub images: Arc<Images>,
     pub drain: Arc<Mailbox>,
+    pub keeper: Arc<intent::Mailbox>,
     /// One per queue.
     pub bells: Box<[Doorbell]>,
     pub zeroing: storage::Zeroing,
@@ -139,6 +141,10 @@ impl QueueIo for UblkIo<'_> {
 
     fn tell_drain(&mut self, message: Message) {
         self.shared.drain.tell(message);
+    }
+
+    fn tell_keeper(&mut self, message: intent::Message) {
+        self.shared.keeper.tell(message);
     }
 
     fn wake(&mut self, waiters: Waiters) {

@@ -389,6 +389,16 @@ impl Tracking {
         unmarked() && self.owned() == 0 && self.in_hand.load(SeqCst) == 0 && unmarked()
     }
 
+    /// Whether a track of the run is marked in either structure. May say so of one that no longer is, or that never
+    /// was, but never denies one that was marked all the while.
+    pub fn any_marked(&self, tracks: TrackRange) -> bool {
+        let before = (self.roles.load(SeqCst), self.epoch.number());
+        // Folding moves marks from the spare to OOS and, while the roles stand, never back. The epoch besides: after
+        // two increments the word of the roles is the same again.
+        let marked = self.change_recording().any_set(tracks) || self.out_of_sync().any_set(tracks);
+        marked || (self.roles.load(SeqCst), self.epoch.number()) != before
+    }
+
     /// The content of the claimed tracks is in memory: others may write them.
     pub fn image_read(&self, tracks: TrackRange) {
         for track in tracks.iter() {

@@ -56,6 +56,8 @@ pub(super) struct Cargo {
     imaged: HashSet<TrackNo>,
     /// Per slot, the number of its run in the order of reading.
     serials: Vec<u64>,
+    /// Of each image, a number of the same order.
+    image_serials: BTreeMap<ImageNo, u64>,
     next_serial: u64,
     /// Per slot, when its run was taken.
     taken_ms: Vec<u64>,
@@ -70,6 +72,7 @@ impl Cargo {
             in_transit: HashSet::new(),
             imaged: HashSet::new(),
             serials: vec![0; slots],
+            image_serials: BTreeMap::new(),
             next_serial: 0,
             taken_ms: vec![0; slots],
         }
@@ -158,6 +161,8 @@ impl Cargo {
     pub fn add_image(&mut self, image: ImageNo, track: TrackNo) {
         self.images.insert(image, (track, ImageState::Waiting));
         self.queue.push_back(image);
+        self.image_serials.insert(image, self.next_serial);
+        self.next_serial += 1;
         self.imaged.insert(track);
     }
 
@@ -188,6 +193,7 @@ impl Cargo {
     /// Ends the image's life.
     pub fn end_image(&mut self, image: ImageNo) -> Option<TrackNo> {
         let (track, state) = self.images.remove(&image)?;
+        self.image_serials.remove(&image);
         match state {
             ImageState::Sending => self.in_transit.remove(&track),
             ImageState::Waiting => self.imaged.remove(&track),
@@ -210,6 +216,11 @@ impl Cargo {
     /// Whether a before-image of the track waits or is being sent: how old a mark of the track is says neither.
     pub fn has_image(&self, track: TrackNo) -> bool {
         self.images.values().any(|(of, _)| *of == track)
+    }
+
+    /// Serial number of the oldest run or image that is not acknowledged yet; with none, the one that the next will get.
+    pub fn oldest_serial(&self) -> u64 {
+        self.image_serials.values().copied().fold(self.serials().1, u64::min)
     }
 
     /// Serial number that the next run will get, and the oldest one that is not acknowledged yet.

@@ -1,21 +1,25 @@
-//! One running volume: joins the device, the tracking and the drain, and is what the controller commands.
+//! One running volume: joins the device, the tracking, the drain and the keeper of the intent, and is what the controller commands.
 //!
 //! It decides nothing about increments: it carries out what the increment machine says ([`Volume::arm`],
 //! [`Volume::release`], [`Volume::retire`]) and tells it what the drain reports.
 
 mod host;
+mod keeper;
 
 pub use host::{Host, HostCounters};
+pub use keeper::{Intent, IntentStatus, Pages};
 
 use crate::doorbell::Doorbell;
 use crate::frontend::{DeviceError, Shape, Shared, UblkDevice};
 use crate::geometry::Geometry;
+use crate::intent;
 use crate::memory::{MemoryError, Words};
 use crate::metadata::Tracks;
 use crate::secondary::Secondary;
 use crate::storage::Device;
 use crate::tracking::{Bitmap, Epoch, Tracking};
 use crate::uploader::{Drain, Figures, Images, Limits, Mailbox, Message, Parts, Policy, Report, Uploader};
+use keeper::Kept;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -59,6 +63,10 @@ pub enum VolumeError {
     Geometry(#[from] crate::geometry::GeometryError),
     #[error("{0}")]
     Memory(#[from] MemoryError),
+    #[error("cannot start the metadata thread: {0}; see whether memory, files or threads have run out")]
+    Keeper(io::Error),
+    #[error("the metadata could not be written, so that the next start has to take the volume as unclean")]
+    Metadata,
     #[error("cannot start the drain: {0}; see whether memory, files or threads have run out")]
     Drain(io::Error),
     #[error("the drain has ended by itself: {0}")]
@@ -73,9 +81,9 @@ impl VolumeError {
     /// Whether a device may have been there, and been written to, before it went wrong.
     pub fn may_have_served(&self) -> bool {
         match self {
-            Self::Geometry(_) | Self::Memory(_) | Self::Drain(_) => false,
+            Self::Geometry(_) | Self::Memory(_) | Self::Drain(_) | Self::Keeper(_) => false,
             Self::Device(error) => error.may_have_served(),
-            Self::Ended(_) | Self::Flush(_) => true,
+            Self::Ended(_) | Self::Flush(_) | Self::Metadata => true,
         }
     }
 }
@@ -92,15 +100,20 @@ pub struct Volume {
     counters: Vec<Arc<HostCounters>>,
     send_first: Arc<AtomicBool>,
     drain: JoinHandle<io::Result<()>>,
+    kept: Kept,
 }
 
 impl Volume {
     /// Makes the device over `primary` and starts draining to `secondary`. Blocks; not for the control thread.
+    ///
+    /// Without an `intent` none is kept: an unclean stop means that everything is copied.
+    #[expect(clippy::too_many_arguments, reason = "what a volume is made of; each has a type of its own")]
     pub fn up(
         spec: &Spec,
         primary: Arc<Device>,
         secondary: Arc<Device>,
         marks: &Marks,
+        intent: Option<Intent>,
         epoch: Arc<Epoch>,
         began: Instant,
         report: impl Fn(Report) + Send + 'static,
@@ -119,12 +132,16 @@ impl Volume {
         let mailbox = Mailbox::new(image_count + usize::from(spec.depth) * usize::from(spec.queues) + 64);
         let mailbox = Arc::new(mailbox.map_err(|error| VolumeError::Drain(error.into()))?);
         let zeroing = primary.limits().zeroing;
-        let shared = Arc::new(Shared { images: images.clone(), drain: mailbox.clone(), bells, zeroing, began });
+        let wanting = usize::from(spec.depth) * usize::from(spec.queues);
+        let letters = intent::Mailbox::new(wanting + 64).map_err(|error| VolumeError::Keeper(error.into()))?;
+        let keeper = Arc::new(letters);
+        let shared = Shared { images: images.clone(), drain: mailbox.clone(), keeper, bells, zeroing, began };
+        let shared = Arc::new(shared);
         let counters: Vec<_> = (0..spec.queues).map(|_| Arc::new(HostCounters::default())).collect();
         let send_first = Arc::new(AtomicBool::new(spec.policy.send_first));
 
         let figures = Arc::new(Mutex::new(Figures::default()));
-        let to_wake = shared.clone();
+        let (to_wake, keeper) = (shared.clone(), shared.keeper.clone());
         let parts = Parts {
             tracking: tracking.clone(),
             primary: primary.clone(),
@@ -136,20 +153,32 @@ impl Volume {
             began,
             wake: Box::new(move |waiters| to_wake.wake_queues(waiters)),
             report: Box::new(report),
+            graced: Box::new(move |id, durable| keeper.tell(intent::Message::Graced { id, durable })),
             figures: figures.clone(),
             checksum_all: spec.checksum_all,
         };
         let uploader = Uploader::new(parts, spec.window, usize::try_from(run_bytes(spec)).unwrap_or(usize::MAX));
         let uploader = uploader.map_err(VolumeError::Drain)?;
 
-        // The drain first: from the moment there is a device its writes are looked after.
+        // Drain and keeper first: from the moment there is a device its writes are looked after.
+        let kept = Kept::start(&spec.name, intent, &tracking, &shared)?;
         let drain = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(move || uploader.run());
-        let drain = drain.map_err(VolumeError::Drain)?;
-        match Self::device(spec, &tracking, primary.clone(), &shared, &counters, &send_first) {
-            Ok(device) => Ok(Self { tracking, primary, device, shared, mailbox, figures, counters, send_first, drain }),
+        let drain = match drain {
+            Ok(drain) => drain,
+            Err(error) => {
+                let _ = kept.stop();
+                return Err(VolumeError::Drain(error));
+            }
+        };
+        let made = Self::device(spec, &tracking, &kept, primary.clone(), &shared, &counters, &send_first);
+        match made {
+            Ok(device) => {
+                Ok(Self { tracking, primary, device, shared, mailbox, figures, counters, send_first, drain, kept })
+            }
             Err(error) => {
                 mailbox.tell(Message::Stop);
                 let _ = drain.join();
+                let _ = kept.stop();
                 Err(error.into())
             }
         }
@@ -158,15 +187,18 @@ impl Volume {
     fn device(
         spec: &Spec,
         tracking: &Arc<Tracking>,
+        kept: &Kept,
         primary: Arc<Device>,
         shared: &Arc<Shared>,
         counters: &[Arc<HostCounters>],
         send_first: &Arc<AtomicBool>,
     ) -> Result<UblkDevice, DeviceError> {
         let (tracking, counters, send_first) = (tracking.clone(), counters.to_vec(), send_first.clone());
-        let depth = spec.depth;
-        let handler =
-            move |queue: usize| Host::new(queue, depth, tracking.clone(), send_first.clone(), counters[queue].clone());
+        let (depth, regions) = (spec.depth, kept.regions.clone());
+        let handler = move |queue: usize| {
+            let (tracking, regions, send_first) = (tracking.clone(), regions.clone(), send_first.clone());
+            Host::new(queue, depth, tracking, regions, send_first, counters[queue].clone())
+        };
         let shape = Shape { size: primary.size(), queues: spec.queues, depth };
         UblkDevice::start(&spec.name, shape, primary, shared.clone(), handler)
     }
@@ -175,16 +207,19 @@ impl Volume {
     ///
     /// The volume must not be holding: held writes keep a device from stopping.
     pub fn down(self) -> Result<Tracks, VolumeError> {
-        let stopped = self.device.stop();
+        let (kept, device) = (self.kept, self.device);
+        let stopped = kept.while_attended(move || device.stop());
         self.mailbox.tell(Message::Stop);
         match self.drain.join() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(VolumeError::Ended(error)),
             Err(_) => return Err(VolumeError::Ended(io::Error::other("its thread has panicked"))),
         }
+        let kept = kept.stop();
         stopped?;
         // What the secondary has, it has durably. Were the primary's cache lost after a clean stop, nobody would know.
         self.primary.flush().map_err(VolumeError::Flush)?;
+        kept?;
         let mut tracks = Tracks::of(self.tracking.out_of_sync());
         tracks.add(self.tracking.change_recording());
         Ok(tracks)
@@ -239,6 +274,11 @@ impl Volume {
     /// What the drain last said of itself.
     pub fn figures(&self) -> Figures {
         *self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the keeper of the intent last said of itself.
+    pub fn intent(&self) -> intent::Figures {
+        self.kept.status.figures()
     }
 
     /// Of each queue.

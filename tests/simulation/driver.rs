@@ -6,6 +6,7 @@
 use crate::devices::{Fate, Io, IoKind, index};
 use crate::trace::Note;
 use crate::world::{Volume, World};
+use farpoint::intent::{self, RegionNo};
 use farpoint::uploader::{ImageNo, Message, Op, Report};
 use std::collections::VecDeque;
 
@@ -161,6 +162,7 @@ impl World {
                 Message::GivenBack { track, since_ms } => volume.drain.given_back(&volume.tracking, track, since_ms),
                 Message::Want { track, since_ms } => volume.drain.want(track, since_ms),
                 Message::Look | Message::Stop => {}
+                Message::Grace(id) => volume.drain.grace(id),
                 Message::Pause(paused) => volume.drain.pause(paused),
                 Message::Policy(policy) => volume.drain.set_policy(policy),
             }
@@ -197,6 +199,11 @@ impl World {
                 }
             }
             Op::WriteImage(image, track) => self.write_image(index, image, track),
+            Op::FlushPrimary => {
+                let side = &mut self.volumes[index].side;
+                side.devices.cache.begin_flush(None, &side.devices.primary);
+                side.submit(IoKind::FlushPrimary, 0, 0);
+            }
             Op::Flush => {
                 self.volumes[index].side.devices.secondary.begin_flush();
                 self.volumes[index].side.submit(IoKind::FlushSecondary, 0, 0);
@@ -228,6 +235,7 @@ impl World {
         let mut ok = io.fate == Fate::Good;
         match io.kind {
             IoKind::ReadRun(_) => ok &= !devices.cannot_read(io),
+            IoKind::FlushPrimary => devices.cache.end_flush(None, ok),
             IoKind::FlushSecondary => {
                 ok &= !std::mem::take(&mut devices.secondary.lose);
                 devices.secondary.end_flush(ok, &mut self.rng);
@@ -253,6 +261,7 @@ impl World {
             IoKind::ReadRun(slot) => drain.read_failed(slot, now_ms, tracking),
             IoKind::SendRun(slot, segment) => drain.write_done(slot, segment, answer.ok, now_ms, tracking),
             IoKind::SendImage(image, _) => drain.image_done(image, answer.ok, now_ms, tracking),
+            IoKind::FlushPrimary => drain.primary_flushed(answer.ok),
             IoKind::FlushSecondary => drain.flush_done(answer.ok, now_ms, tracking),
             _ => {}
         }
@@ -265,6 +274,10 @@ impl World {
             self.report(index, report);
         }
         let volume = &mut self.volumes[index];
+        for (id, durable) in volume.drain.take_graced() {
+            volume.side.letters.push_back(intent::Message::Graced { id, durable });
+            volume.side.ring_keeper = true;
+        }
         for image in volume.drain.take_freed() {
             volume.side.devices.free_images.push(image);
         }
@@ -289,6 +302,7 @@ impl World {
             && volume.tracking.in_flight() == 0
             && images == self.options.images
             && volume.side.mailbox.is_empty()
+            && (0..volume.regions.count()).all(|region| volume.regions.pins(RegionNo(region)) == 0)
             && index(volume.drain.tracks_unreadable()) == 0
     }
 }

@@ -12,6 +12,8 @@ pub(super) struct Sweep {
     pub acknowledged_ms: u64,
     pub flushing_ms: u64,
     pub synced_ms: u64,
+    /// How often that was: whoever counted on everything in hand has to know.
+    pub voids: u64,
 }
 
 impl Sweep {
@@ -25,5 +27,6 @@ impl Sweep {
     pub fn void(&mut self) {
         self.oldest_passed_ms = Some(0);
         self.finished = None;
+        self.voids += 1;
     }
 }
