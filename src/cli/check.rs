@@ -117,6 +117,7 @@ mod tests {
             metadata: "/m".into(),
             metadata_failed: false,
             recovered_regions: 0,
+            hot_regions: 0,
             damaged_pages: 0,
             link: LinkState::Up,
             full_copy_needed: false,

@@ -9,7 +9,7 @@ use super::context::{Context, Outcome, confirm};
 use super::settings::{Changes, size};
 use super::unexpected;
 use crate::controller::api::{self, Failure, FailureKind, Request, UpReply};
-use crate::controller::config::{Checksums, Config, Direct, VolumeConfig};
+use crate::controller::config::{Checksums, Config, Direct, MetadataErrorPolicy, VolumeConfig};
 use crate::controller::limits;
 
 #[derive(Debug, Args)]
@@ -25,6 +25,9 @@ pub(super) struct Create {
     /// Device or file for the volume's metadata; a file is made if there is none [default: in the state directory]
     #[arg(long, value_name = "PATH", requires = "primary")]
     metadata: Option<PathBuf>,
+    /// What becomes of writes whose intent cannot be made durable [default: fail-io]
+    #[arg(long, value_name = "POLICY", requires = "primary")]
+    metadata_error: Option<OnMetadataError>,
     #[command(flatten)]
     shape: Shape,
     #[command(flatten)]
@@ -60,6 +63,14 @@ struct Shape {
     /// Contents that get a checksum on their way: those kept in memory for a while, or all [default: kept]
     #[arg(long, value_name = "WHICH")]
     checksums: Option<Which>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OnMetadataError {
+    /// The host gets an error
+    FailIo,
+    /// They wait until the volume is taken down
+    SuspendIo,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -142,6 +153,10 @@ impl Create {
         };
         let mut volume = VolumeConfig::new(absolute(primary)?, absolute(secondary)?);
         volume.metadata = self.metadata.as_deref().map(absolute).transpose()?;
+        volume.metadata_error = match self.metadata_error {
+            Some(OnMetadataError::SuspendIo) => MetadataErrorPolicy::SuspendIo,
+            _ => MetadataErrorPolicy::FailIo,
+        };
         self.shape.apply(&mut volume)?;
         if changes != api::SettingsChange::default() {
             changes.check()?;

@@ -82,6 +82,7 @@ fn render_volume(lines: &mut Lines, volume: &VolumeReport, colored: bool) {
     lines.raw("rate", &format!("{}/s", units::bytes(volume.rate_bytes_per_s)));
     lines.raw("eta", &volume.eta_s.map_or("none".to_owned(), units::seconds));
     lines.line(INDENT).word("metadata", &volume.metadata);
+    lines.raw("hot-regions", &volume.hot_regions.to_string());
     if volume.metadata_failed {
         lines.raw("metadata-state", &paint("failed", RED, colored));
     }

@@ -396,6 +396,8 @@ pub struct VolumeReport {
     pub metadata_failed: bool,
     /// Regions copied again since the last start because the stop before it was not clean.
     pub recovered_regions: u64,
+    /// Regions that media shows hot: what would be copied again if the daemon were killed now.
+    pub hot_regions: u64,
     /// Intent pages that were damaged at the last start, and read as all ones.
     pub damaged_pages: u64,
     pub link: LinkState,
@@ -475,7 +477,15 @@ pub struct Counters {
     pub increments_aborted: u64,
     /// Longest hold so far, in microseconds.
     pub hold_us_max: u64,
-    /// Longest time a host write waited for a hold or a collision, in microseconds.
+    /// Intent pages written.
+    pub intent_page_writes: u64,
+    /// Host writes that waited for the intent of their regions to be durable.
+    pub intent_waits: u64,
+    /// Regions marked ahead of a sequential writer.
+    pub intent_marked_ahead: u64,
+    /// Regions cleared because nothing in them differs any more.
+    pub intent_cleared: u64,
+    /// Longest time a host write waited for a hold, a collision or its intent, in microseconds.
     pub write_wait_us_max: u64,
 }
 

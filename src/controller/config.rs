@@ -96,6 +96,8 @@ pub struct VolumeConfig {
     /// File or device for the metadata; without it a file in the state directory.
     #[serde(default, deserialize_with = "some_path", skip_serializing_if = "Option::is_none")]
     pub metadata: Option<PathBuf>,
+    #[serde(default)]
+    pub metadata_error: MetadataErrorPolicy,
     #[serde(default = "track_size", deserialize_with = "track_size_in_limit")]
     pub track_size: u64,
     #[serde(default = "queues", deserialize_with = "queues_in_limit")]
@@ -134,6 +136,17 @@ pub enum Direct {
     Off,
 }
 
+/// What becomes of writes whose intent cannot be made durable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MetadataErrorPolicy {
+    /// The host gets an error.
+    #[default]
+    FailIo,
+    /// They wait until the volume is taken down.
+    SuspendIo,
+}
+
 /// Which contents get a checksum between the primary and the secondary.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -153,6 +166,7 @@ impl VolumeConfig {
             primary,
             secondary,
             metadata: None,
+            metadata_error: MetadataErrorPolicy::FailIo,
             track_size: track_size(),
             queues: queues(),
             depth: depth(),

@@ -5,7 +5,7 @@ use super::config::{Checksums, VolumeConfig};
 use super::media::Known;
 use crate::group::VolumeId;
 use crate::increment::IncrementNo;
-use crate::metadata::media::{Media, Way};
+use crate::metadata::media::Media;
 use crate::metadata::superblock::Superblock;
 use crate::uploader::Policy;
 use crate::volume::{Spec, Volume};
@@ -98,15 +98,6 @@ impl Entry {
             // A full copy that was cut short goes on where it was; the secondary is not usable before.
             self.full_copy = known.full_copy();
             self.known = *known;
-        }
-    }
-
-    /// What the next start copies, in words.
-    pub fn next_start(&self) -> String {
-        match self.known.way {
-            Way::Exact => format!("{} tracks", self.known.tracks),
-            Way::Unclean | Way::SavedDamaged => format!("{} regions again", self.known.hot_regions),
-            Way::New | Way::Everything => "everything".to_owned(),
         }
     }
 

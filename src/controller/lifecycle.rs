@@ -2,7 +2,7 @@
 //! talks to the kernel's driver or writes metadata runs on a thread that may block, and comes back as a [`Note`].
 
 use super::api::{Create, Done, Down, Failure, FailureKind, Response, UpReply};
-use super::config::VolumeConfig;
+use super::config::{MetadataErrorPolicy, VolumeConfig};
 use super::entry::{Entry, Phase};
 use super::media::{self, Known};
 use super::report::seconds;
@@ -14,7 +14,7 @@ use crate::metadata::superblock::Superblock;
 use crate::storage::Device;
 use crate::tracking::Epoch;
 use crate::uploader::Report;
-use crate::volume::{Marks, Spec, Volume, VolumeError};
+use crate::volume::{Intent, Marks, Spec, Volume, VolumeError};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -34,10 +34,6 @@ pub(super) type IsUp = (Box<Volume>, Arc<Media>, Box<Known>);
 
 /// A failure, and what is known of the metadata now, if it could be seen.
 pub(super) type Failed = (Failure, Option<Box<Known>>);
-
-/// Whether a region's intent is made durable before a write reaches it. While it is not, an unclean stop means that
-/// everything is copied.
-const INTENT_KEPT: bool = false;
 
 impl Controller {
     /// Volumes that were created before: those with metadata.
@@ -115,6 +111,7 @@ impl Controller {
             let to_note = notes.clone();
             let report = move |report| drop(to_note.send(Note::Report(id, report)));
             let path = daemon.metadata_path(&name, &config);
+            let suspend = config.metadata_error == MetadataErrorPolicy::SuspendIo;
             let opened = media::open(&config, own.clone(), None).and_then(|(primary, secondary)| {
                 let media = media::open_media(&path, &name, &config, own, [&primary, &secondary])?;
                 let recovery = media.recovery()?;
@@ -122,7 +119,7 @@ impl Controller {
             });
             let result = opened.map_err(|failure| (failure, None)).and_then(|(primary, secondary, media, recovery)| {
                 let devices = (Arc::new(primary), Arc::new(secondary));
-                let up = serve(&spec, devices, &media, &recovery, (epoch, began), report);
+                let up = serve(&spec, devices, &media, &recovery, (epoch, began, suspend), report);
                 match up {
                     Ok((volume, superblock)) => Ok((volume, media, Box::new(Known::new(superblock, &recovery)))),
                     Err(failure) => Err((failure, known(&media))),
@@ -224,23 +221,17 @@ impl Controller {
         volume.retire(true);
         let (name, media, incomplete) = (name.to_owned(), entry.media.take(), entry.full_copy);
         spawn_blocking(move || {
-            let result = volume.down().map_err(Failure::from).and_then(|tracks| match &media {
-                Some(media) => Ok(media.end(&tracks, incomplete && !tracks.is_empty()).map(drop)?),
-                None => Err(Failure::new(FailureKind::Failed, "its metadata is not open; see the log")),
+            // After a failure nothing is read again: the metadata may hang.
+            let result = volume.down().map_err(Failure::from).and_then(|tracks| {
+                let media = media.ok_or_else(|| Failure::new(FailureKind::Failed, "its metadata is not open"))?;
+                let superblock = media.end(&tracks, incomplete && !tracks.is_empty())?;
+                Ok(Box::new(Known::new(superblock, &media.recovery()?)))
             });
-            let known = media.as_deref().and_then(known);
-            // Let go before the answer: whoever gets it may bring the volume up again at once.
-            drop(media);
-            let result = match (result, known) {
-                (Ok(()), Some(known)) => Ok(known),
-                (Ok(()), None) => Err((Failure::new(FailureKind::Io, "its metadata cannot be read again"), None)),
-                (Err(failure), known) => Err((failure, known)),
-            };
             let _ = notes.send(Note::Down(name, result, reply));
         });
     }
 
-    pub(super) fn is_down(&mut self, name: &str, result: Result<Box<Known>, Failed>, reply: Option<Reply>) {
+    pub(super) fn is_down(&mut self, name: &str, result: Result<Box<Known>, Failure>, reply: Option<Reply>) {
         let Some(entry) = self.volumes.get_mut(name) else { return };
         let result = match result {
             Ok(known) => {
@@ -249,10 +240,9 @@ impl Controller {
                 entry.phase = Phase::Down;
                 Ok(Response::Done(Done { volumes: vec![name.to_owned()] }))
             }
-            Err((failure, known)) => {
-                entry.learn(known);
-                let next = entry.next_start();
-                tracing::error!("{name} was not taken down cleanly: {failure}; its next start copies {next}");
+            Err(failure) => {
+                entry.known.way = Way::Unclean;
+                tracing::error!("{name} was not taken down cleanly: {failure}; its next start copies all hot regions");
                 entry.phase = Phase::Failed(failure.to_string());
                 Err(Failure { message: format!("{name}: {failure}"), ..failure })
             }
@@ -337,7 +327,7 @@ impl Controller {
         let names = failed.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ");
         Err(Failure::new(
             FailureKind::Failed,
-            format!("not taken down cleanly: {names}; see the log for what their next start copies"),
+            format!("not taken down cleanly: {names}; their next start copies all tracks of hot regions"),
         ))
     }
 }
@@ -348,17 +338,27 @@ fn serve(
     (primary, secondary): (Arc<Device>, Arc<Device>),
     media: &Media,
     recovery: &Recovery,
-    (epoch, began): (Arc<Epoch>, Instant),
+    (epoch, began, suspend): (Arc<Epoch>, Instant, bool),
     report: impl Fn(Report) + Send + 'static,
 ) -> Result<(Box<Volume>, Superblock), Failure> {
-    let marks = match recovery.way {
-        Way::Everything => Marks::All,
-        _ => Marks::These(recovery.tracks.clone()),
-    };
     let before = media.superblock();
+    let all = before.geometry().map(|geometry| geometry.tracks());
+    let marks = if Some(recovery.tracks.count()) == all { Marks::All } else { Marks::These(recovery.tracks.clone()) };
     // Before the first write is accepted: from here until a clean stop only the intent pages tell what may differ.
-    let superblock = media.begin(recovery, INTENT_KEPT)?;
-    match Volume::up(spec, primary, secondary, &marks, None, epoch, began, report) {
+    let superblock = media.begin(recovery, true)?;
+    let name = spec.name.clone();
+    let intent = Intent {
+        pages: Box::new(media.intent_area()),
+        region_size: superblock.region_size.into(),
+        hot: recovery.hot.words.clone(),
+        suspend,
+        failed: Box::new(move |error| {
+            tracing::error!(
+                "{name}: the metadata could not be written: {error}; it cannot be stopped cleanly any more"
+            );
+        }),
+    };
+    match Volume::up(spec, primary, secondary, &marks, Some(intent), epoch, began, report) {
         Ok(volume) => Ok((Box::new(volume), superblock)),
         Err(error) => {
             // Unless a device may have been there for an instant, nothing has changed: the superblock says so again.

@@ -12,7 +12,7 @@ use crate::storage::{self, Device, ErrorKind, OpenError, Options, SecondaryOptio
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 impl From<OpenError> for Failure {

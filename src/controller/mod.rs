@@ -44,7 +44,7 @@ enum Note {
     Created(String, Result<lifecycle::Described, Failure>, Reply),
     Up(String, Result<lifecycle::IsUp, lifecycle::Failed>, Reply),
     Free(String, Result<(), Failure>, Reply),
-    Down(String, Result<Box<media::Known>, lifecycle::Failed>, Option<Reply>),
+    Down(String, Result<Box<media::Known>, Failure>, Option<Reply>),
     Deleted(String, Result<(), Failure>, Reply),
     /// The numbers of an increment about to be cut are stored, or could not be.
     Reserved(increments::Reservation, Result<(), Failure>),

@@ -91,6 +91,7 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
         metadata: entry.media_path.display().to_string(),
         metadata_failed: false,
         recovered_regions: known.recovered(),
+        hot_regions: known.hot_regions,
         damaged_pages: known.damaged_pages,
         link: LinkState::Down,
         full_copy_needed: entry.full_copy,
@@ -123,6 +124,7 @@ fn fill(report: &mut VolumeReport, volume: &Volume, entry: &Entry, began: Instan
     let geometry: &Geometry = tracking.geometry();
     report.device = Some(volume.device_path());
     report.link = link(&figures);
+    report.hot_regions = volume.intent().hot;
     report.metadata_failed = entry.media.as_ref().is_some_and(|media| media.has_failed());
     report.out_of_sync_tracks = tracking.out_of_sync().count();
     report.out_of_sync_bytes = geometry.bytes_of(report.out_of_sync_tracks);
@@ -163,7 +165,7 @@ fn link(figures: &Figures) -> LinkState {
 }
 
 fn counters(volume: &Volume, entry: &Entry, figures: &Figures) -> Counters {
-    let totals = figures.totals;
+    let (totals, intent) = (figures.totals, volume.intent());
     let mut counters = Counters {
         drained_bytes: totals.bytes,
         drained_tracks: totals.tracks,
@@ -175,6 +177,10 @@ fn counters(volume: &Volume, entry: &Entry, figures: &Figures) -> Counters {
         increments_completed: entry.completed,
         increments_aborted: entry.aborted,
         hold_us_max: entry.hold_us_max,
+        intent_page_writes: intent.page_writes,
+        intent_waits: intent.waited,
+        intent_marked_ahead: intent.marked_ahead,
+        intent_cleared: intent.cleared,
         ..Counters::default()
     };
     for queue in volume.counters() {

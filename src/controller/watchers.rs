@@ -236,6 +236,7 @@ fn fields(report: &VolumeReport, counters: bool) -> Fields {
             ("recorded", report.recorded_tracks.to_string()),
             ("in-transit", report.in_transit_bytes.to_string()),
             ("rate", report.rate_bytes_per_s.to_string()),
+            ("hot-regions", report.hot_regions.to_string()),
             ("lag", format!("{:.1}", report.lag_s)),
             ("images", report.images_used.to_string()),
             ("collisions", report.counters.collisions.to_string()),

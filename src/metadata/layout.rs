@@ -18,10 +18,8 @@ pub const PAGE_HEADER_BYTES: usize = 32;
 pub const REGIONS_PER_PAGE: u64 = ((PAGE_BYTES - PAGE_HEADER_BYTES) * 8) as u64;
 /// The same, in words.
 pub const WORDS_PER_PAGE: usize = (PAGE_BYTES - PAGE_HEADER_BYTES) / 8;
-/// Unit of durable intent. A constant today, recorded in the superblock all the same.
-pub const REGION_BYTES: u64 = 4 << 20;
-/// Largest region that a superblock may name.
-pub const REGION_BYTES_MAX: u64 = 64 << 20;
+/// Unit of durable intent; a constant today, recorded in the superblock all the same.
+pub use crate::intent::{REGION_SIZE_DEFAULT as REGION_BYTES, REGION_SIZE_MAX as REGION_BYTES_MAX};
 
 /// Where the two superblocks are.
 pub const SLOTS: [u64; 2] = [0, PAGE as u64];

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::bugs::{Bug, present};
+
 use super::layout::{PAGE_BYTES, SLOTS};
 use super::medium::{CHUNK_BYTES, Chunk, Medium, Page};
 use super::superblock::{Fault, Superblock};
@@ -94,7 +96,8 @@ pub fn recover(medium: &dyn Medium, superblock: &Superblock) -> io::Result<Recov
     let (way, tracks) = if superblock.full_copy_needed {
         (Way::Everything, std::iter::once(0..geometry.tracks()).collect())
     } else if !superblock.clean {
-        (Way::Unclean, hot.tracks(&geometry, region_bytes))
+        let forgotten = present(Bug::HotForgotten);
+        (Way::Unclean, if forgotten { Tracks::default() } else { hot.tracks(&geometry, region_bytes) })
     } else if superblock.saved == 0 {
         (Way::New, hot.tracks(&geometry, region_bytes))
     } else {
@@ -301,6 +304,9 @@ impl Media {
         let superblock = self.superblock();
         // Never used before: no older content of the area can carry it.
         let number = superblock.sequence + 1;
+        if present(Bug::CleanBeforeTracks) {
+            self.update(|superblock| superblock.clean = true)?;
+        }
         if let Err(refusal) = saved::write(&*self.medium, &superblock.layout, superblock.id, number, tracks) {
             self.failed.store(true, Ordering::SeqCst);
             return Err(refusal.at(&self.path));

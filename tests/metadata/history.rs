@@ -153,7 +153,9 @@ impl Life {
         let mut regions = self.regions();
         regions.insert(track / TRACKS_PER_REGION);
         Self::page(media, &regions)?;
-        self.truth(|truth| drop(truth.tracks.insert(track)));
+        self.truth(|truth| {
+            truth.tracks.insert(track);
+        });
         Ok(())
     }
 
