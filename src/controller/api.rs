@@ -379,6 +379,7 @@ pub enum LinkState {
     Down,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, for people and programs to read")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VolumeReport {
     pub name: String,

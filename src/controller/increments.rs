@@ -62,8 +62,8 @@ impl Controller {
                 spawn_blocking(move || {
                     // Into every volume's superblock before the cut: a number is never used twice, whatever happens.
                     let result = stores.into_iter().try_for_each(|media: Arc<Media>| {
-                        let stored = media.update(|superblock| superblock.last_increment = number.0);
-                        stored.map(drop).map_err(Failure::from)
+                        let written = media.update(|superblock| superblock.last_increment = number.0);
+                        written.map(drop).map_err(Failure::from)
                     });
                     let _ = notes.send(Note::Reserved(reservation, result));
                 });

@@ -220,5 +220,5 @@ fn io_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
         io::ErrorKind::NotFound => FailureKind::NotFound,
         _ => FailureKind::Io,
     };
-    Failure::new(kind, format!("{path:?}: {doing} it failed: {error}"))
+    Failure::new(kind, format!("{}: {doing} it failed: {error}", path.display()))
 }

@@ -22,7 +22,7 @@ pub const WORDS_PER_PAGE: usize = (PAGE_BYTES - PAGE_HEADER_BYTES) / 8;
 pub use crate::intent::{REGION_SIZE_DEFAULT as REGION_BYTES, REGION_SIZE_MAX as REGION_BYTES_MAX};
 
 /// Where the two superblocks are.
-pub const SLOTS: [u64; 2] = [0, PAGE as u64];
+pub const SLOTS: [u64; 2] = [0, PAGE];
 /// The first intent page.
 pub const INTENT_OFFSET: u64 = 16384;
 /// Before the tracks in the save area; see [`super::saved`].

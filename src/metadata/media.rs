@@ -116,7 +116,9 @@ pub fn recover(medium: &dyn Medium, superblock: &Superblock) -> io::Result<Recov
         (Way::SavedDamaged, both)
     };
     tracks.compact();
-    missing.into_iter().for_each(|region| hot.insert(region));
+    for region in missing {
+        hot.insert(region);
+    }
     Ok(Recovery { way, tracks, hot })
 }
 
@@ -181,8 +183,7 @@ impl Media {
 
     /// Finds the superblock. Nothing is written.
     pub fn open(path: &Path, medium: Arc<dyn Medium>) -> Result<Self, MetadataError> {
-        let read =
-            Slots::read(&*medium).and_then(|slots| Ok(slots.newest().map(|(slot, found)| (slot, found.clone()))));
+        let read = Slots::read(&*medium).map(|slots| slots.newest().map(|(slot, found)| (slot, found.clone())));
         let failed = |source| MetadataError::Io { path: path.to_owned(), doing: "reading the superblock", source };
         let (slot, superblock) = read.map_err(failed)?.map_err(|fault| fault.at(path))?;
         let stored = Mutex::new(Stored { superblock, slot });

@@ -71,12 +71,12 @@ impl fmt::Debug for Page {
     }
 }
 
-/// Sixteen pages of memory, aligned: the unit of long reads and writes.
+/// Four pages of memory, aligned: the unit of long reads and writes.
 #[derive(Debug)]
 #[repr(C, align(4096))]
 pub struct Chunk(pub [u8; CHUNK_BYTES]);
 
-pub const CHUNK_BYTES: usize = 16 * PAGE_BYTES;
+pub const CHUNK_BYTES: usize = 4 * PAGE_BYTES;
 
 impl Chunk {
     pub fn new() -> Box<Self> {
