@@ -1,6 +1,11 @@
 //! Every byte of what is on media changed, one at a time: found, and a superset copied, or refused.
 
-use super::history::{Life, assert_safe, few, start};
+use std::path::Path;
+
+use farpoint::geometry::TrackNo;
+use farpoint::metadata::media::{Media, Way};
+
+use super::history::{Life, TRACKS, TRACKS_PER_REGION, assert_safe, few, start};
 
 #[test]
 fn every_changed_byte_leaves_a_superset_or_a_refusal() {
@@ -49,4 +54,35 @@ fn damaged_pages_are_counted_and_absent_ones_are_not() {
     let (_, recovery) = start(content).expect("whole");
     assert_eq!((recovery.hot.damaged_pages, recovery.hot.absent_pages), (1, 0));
     assert_eq!(recovery.hot.count(), recovery.hot.regions);
+}
+
+/// A page that was lost whole, or a bug that cleared what was marked: both are believed, and what was missing is on media
+/// before the clean stop is forgotten.
+#[test]
+fn saved_tracks_whose_region_is_cold_are_copied_and_made_hot_before_anything_is_served() {
+    let mut life = Life::new(vec![0; usize::try_from(Life::superblock().layout.bytes()).expect("small")]);
+    life.live_until(1, &few()).expect("nothing fails");
+    let media = || Media::open(Path::new("/metadata"), life.disk.clone()).expect("whole");
+    media().intent_area().write(0, &[1 << 3]).expect("written");
+    let recovery = media().recovery().expect("readable");
+    assert_eq!((recovery.way, recovery.tracks.count()), (Way::SavedDamaged, life.truth.tracks.len() as u64 + 1024));
+    assert!(recovery.tracks.contains(TrackNo(3 * TRACKS_PER_REGION)));
+    media().begin(&recovery, true).expect("written");
+    let (_, recovery) = start(life.disk.content()).expect("whole");
+    assert_eq!(recovery.way, Way::Unclean);
+    assert_safe(life.disk.content(), &life.truth, &|| "after the next crash".to_owned());
+}
+
+#[test]
+fn a_run_without_intent_means_everything_for_good_until_a_clean_stop() {
+    let mut life = Life::new(vec![0; usize::try_from(Life::superblock().layout.bytes()).expect("small")]);
+    life.live_until(1, &few()).expect("nothing fails");
+    let media = || Media::open(Path::new("/metadata"), life.disk.clone()).expect("whole");
+    media().begin(&media().recovery().expect("readable"), false).expect("written");
+    for way in [Way::Everything, Way::Unclean] {
+        let recovery = media().recovery().expect("readable");
+        assert_eq!((recovery.way, recovery.tracks.count()), (way, TRACKS), "a page on media said less");
+        media().begin(&recovery, true).expect("written");
+    }
+    assert!(media().superblock().incomplete);
 }

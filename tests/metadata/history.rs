@@ -45,10 +45,7 @@ pub fn start(content: Vec<u8>) -> Result<(Superblock, Recovery), MetadataError> 
 
 /// Fails unless a start from this content finds all of the truth, or refuses.
 pub fn assert_safe(content: Vec<u8>, truth: &Truth, what: &dyn Fn() -> String) {
-    let (superblock, recovery) = match start(content) {
-        Ok(found) => found,
-        Err(_) => return,
-    };
+    let Ok((superblock, recovery)) = start(content) else { return };
     let lost = truth.tracks.iter().find(|track| !recovery.tracks.contains(TrackNo(**track)));
     assert_eq!(lost, None, "{}: a track is lost, {:?}", what(), recovery.way);
     assert!(superblock.last_increment >= truth.number, "{}: a number is used again", what());
@@ -139,7 +136,9 @@ impl Life {
     /// Writes the page with the bits of exactly these regions.
     fn page(media: &Media, regions: &BTreeSet<u64>) -> Result<(), MetadataError> {
         let mut words = [0_u64; 2];
-        regions.iter().for_each(|region| words[usize::try_from(region / 64).expect("small")] |= 1 << (region % 64));
+        for region in regions {
+            words[usize::try_from(region / 64).expect("small")] |= 1 << (region % 64);
+        }
         let written = media.intent_area().write(0, &words);
         written.map_err(|source| MetadataError::Io { path: PATH.into(), doing: "writing a page", source })
     }
@@ -247,5 +246,5 @@ pub fn few() -> Tracks {
 
 /// Tracks that take more than one chunk to save.
 pub fn many() -> Tracks {
-    (0..TRACKS).filter(|track| track.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40 & 3 == 0).collect()
+    (0..TRACKS).filter(|track| (track.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40).is_multiple_of(4)).collect()
 }
