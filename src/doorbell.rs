@@ -2,8 +2,8 @@
 //! one that has no ring, and sleeps on the eventfd itself.
 //! A Rust waker does not (ublk.md 1.6). Nothing is said with it but "look": messages lie elsewhere.
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 

@@ -1,18 +1,19 @@
-//! Decides what is written to the intent on media, and when. Pure: messages and answers in, operations and wake-ups out;
-//! the thread of `volume`, or the simulation, carries them out.
+//! Decides what is written to the intent on media, and when. Pure: messages and answers in, operations and wake-ups
+//! out; the thread of `volume`, or the simulation, carries them out.
 //!
 //! What it keeps true:
-//! * a region is hot in memory only if every page that media may show has its bit: a bit is durable when a write that was
-//!   submitted after it was set is done, and at most one write of a page is under way (H1, H4);
+//! * a region is hot in memory only if every page that media may show has its bit: a bit is durable when a write that
+//!   was submitted after it was set is done, and at most one write of a page is under way (H1, H4);
 //! * a bit is cleared only for a region without pins, without a mark in either structure, and with everything that was
 //!   on its way from it at the secondary and flushed there (H3, H7);
 //! * a failed write is final: nothing becomes hot and nothing is cleared any more (H9).
 //!
-//! **Clearing a region**, step by step: cool it, which a pin prevents; look for marks; ask the drain for a grace, which
-//! it gives when everything it had in hand at that moment is durable, and refuses if anything was put back out of sync
-//! meanwhile (what was put back may have been taken again since, so that looking for its mark is not enough); look once
-//! more; write the page without it. A write that comes in between gets its region back at once, without a page write,
-//! as long as no page without it was submitted.
+//! **Clearing a region**, step by step: remember how often tracks were put back out of sync; cool it, which a pin
+//! prevents; look for marks; ask the drain for a grace, which it gives when everything it had in hand at that moment is
+//! durable or put back; look whether anything was put back since the first step, and give up if so; look for marks once
+//! more; write the page without it. What was put back may have been taken again, so that to look for its mark is not
+//! enough, and that may have been before the drain heard of the grace. A write that comes in between gets its region
+//! back at once, without a page write, as long as no page without it was submitted.
 
 use super::mailbox::Message;
 use super::page::{Page, PageNo};
@@ -99,6 +100,8 @@ pub struct Keeper {
     cooled: Vec<RegionNo>,
     grace: Option<u64>,
     graces: u64,
+    /// How often tracks had been put back before the first of them was cooled.
+    put_back: u64,
     wakes: Queues,
     figures: Figures,
 }
@@ -122,6 +125,7 @@ impl Keeper {
             cooled: Vec::with_capacity(limits.batch),
             grace: None,
             graces: 0,
+            put_back: 0,
             wakes: Queues::default(),
             figures: Figures::default(),
         };
@@ -367,6 +371,9 @@ impl Keeper {
 
     fn cool(&mut self, region: RegionNo, regions: &Regions, tracking: &Tracking) -> bool {
         let tracks = regions.tracks(region);
+        if self.cooled.is_empty() {
+            self.put_back = tracking.put_back();
+        }
         if !regions.is_hot(region)
             || regions.take_used(region) && !present(Bug::ClearedWhilePinned)
             || tracking.any_marked(tracks)
@@ -392,8 +399,9 @@ impl Keeper {
         if self.figures.failed {
             return;
         }
+        let put_back = tracking.put_back() != self.put_back && !present(Bug::ClearedAfterFailure);
         for region in std::mem::take(&mut self.cooled) {
-            if !durable || tracking.any_marked(regions.tracks(region)) {
+            if !durable || put_back || tracking.any_marked(regions.tracks(region)) {
                 regions.heat(region);
                 continue;
             }

@@ -11,7 +11,8 @@ pub enum Message {
     Want { queue: usize, regions: RegionRange },
     /// A region marked ahead is in use.
     Look,
-    /// The drain's answer to a grace: whether everything is durable that it had in hand when it was asked.
+    /// The drain's answer to a grace: whether everything is durable that it had in hand when it was asked, and that it
+    /// did not put back.
     Graced { id: u64, durable: bool },
     /// Write nothing more, and end.
     Stop,

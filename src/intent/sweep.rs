@@ -23,7 +23,14 @@ const PRESSED_MS: u64 = 50;
 
 impl Sweep {
     pub fn new(idle_ms: u64) -> Self {
-        Self { hand: RegionNo(0), left: 0, wanted: 0, idle_at_ms: idle_ms, pressed_at_ms: 0, pressed_pause_ms: PRESSED_MS }
+        Self {
+            hand: RegionNo(0),
+            left: 0,
+            wanted: 0,
+            idle_at_ms: idle_ms,
+            pressed_at_ms: 0,
+            pressed_pause_ms: PRESSED_MS,
+        }
     }
 
     pub fn rests(&self) -> bool {

@@ -184,17 +184,23 @@ fn an_unused_region_is_cleared_after_its_grace() {
 }
 
 #[test]
-fn a_refused_grace_or_a_mark_leaves_the_region_hot() {
-    for marked in [false, true] {
+fn a_failed_grace_a_mark_or_anything_put_back_leaves_the_region_hot() {
+    for what in 0..3 {
         let mut bench = bench(5, LIMITS, &[1]);
         bench.now_ms = 100;
         bench.poll();
         assert!(!bench.regions.is_hot(RegionNo(0)));
-        if marked {
-            bench.tracking.mark_out_of_sync(TrackRange::one(TrackNo(1)));
+        if what == 1 {
+            let ticket = bench.ticket();
+            let _ = bench.tracking.finish(ticket, TrackRange::one(TrackNo(1)));
         }
-        bench.grace(marked);
-        assert!(bench.regions.is_hot(RegionNo(0)) && bench.writing.is_empty());
+        if what == 2 {
+            // Put back, and taken again.
+            bench.tracking.mark_out_of_sync(TrackRange::one(TrackNo(1)));
+            bench.tracking.out_of_sync().clear(TrackNo(1));
+        }
+        bench.grace(what > 0);
+        assert!(bench.regions.is_hot(RegionNo(0)) && bench.writing.is_empty(), "{what}");
     }
 }
 

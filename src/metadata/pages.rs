@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::layout::{Layout, PAGE_BYTES, PAGE_HEADER_BYTES, REGIONS_PER_PAGE, WORDS_PER_PAGE};
 use super::medium::{Medium, Page};
 use super::tracks::Tracks;
+use crate::bugs::{Bug, present};
 use crate::geometry::Geometry;
 
 const MAGIC: &[u8; 4] = b"FPIN";
@@ -62,7 +63,7 @@ pub fn decode(page: &Page, volume: [u8; 16], number: u64) -> (Found, [u64; WORDS
         && page.get::<16>(VOLUME) == volume
         && u32::from_le_bytes(page.get(CRC)) == page.checksum(CRC);
     if !ours {
-        return (Found::Damaged, ones);
+        return (Found::Damaged, if present(Bug::DamagedPageIsCold) { [0; WORDS_PER_PAGE] } else { ones });
     }
     let mut words = [0; WORDS_PER_PAGE];
     for (at, word) in words.iter_mut().enumerate() {

@@ -104,6 +104,8 @@ pub struct Tracking {
     asleep: AtomicU64,
     /// The aborted cut whose remains are to be folded in; 0 without one.
     unfolded: AtomicU64,
+    /// How often tracks were put back out of sync that had been taken.
+    put_back: AtomicU64,
     in_flight: Box<[InFlight]>,
 }
 
@@ -139,6 +141,7 @@ impl Tracking {
             in_hand: AtomicU64::new(0),
             asleep: AtomicU64::new(0),
             unfolded: AtomicU64::new(0),
+            put_back: AtomicU64::new(0),
             in_flight,
         }
     }
@@ -416,6 +419,7 @@ impl Tracking {
             self.out_of_sync().set(track);
             self.claims.release(track);
         }
+        self.put_back.fetch_add(1, SeqCst);
     }
 
     /// Puts tracks back out of sync whose copy did not reach the secondary.
@@ -423,6 +427,13 @@ impl Tracking {
         for track in tracks.iter() {
             self.out_of_sync().set(track);
         }
+        self.put_back.fetch_add(1, SeqCst);
+    }
+
+    /// How often that was. Whoever finds it unchanged, after everything that the drain had in hand has ended, knows
+    /// that all of it has arrived: of what was put back, the mark may be gone again, and the content in hand.
+    pub fn put_back(&self) -> u64 {
+        self.put_back.load(SeqCst)
     }
 
     /// The drain is about to sleep for want of marks: the next write that finishes has to wake it. To be followed by

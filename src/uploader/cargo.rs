@@ -218,7 +218,8 @@ impl Cargo {
         self.images.values().any(|(of, _)| *of == track)
     }
 
-    /// Serial number of the oldest run or image that is not acknowledged yet; with none, the one that the next will get.
+    /// Serial number of the oldest run or image that is not acknowledged yet; without any, the one that the next will
+    /// get.
     pub fn oldest_serial(&self) -> u64 {
         self.image_serials.values().copied().fold(self.serials().1, u64::min)
     }

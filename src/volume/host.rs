@@ -145,8 +145,8 @@ impl Host {
         !self.parked.is_empty()
     }
 
-    /// Step 1, of a write that found a region cold. The keeper answers every letter with a ring, so that it is looked at
-    /// again after the last of its regions became hot, or after metadata has failed.
+    /// Step 1, of a write that found a region cold. The keeper answers every letter with a ring, so that it is looked
+    /// at again after the last of its regions became hot, or after metadata has failed.
     #[cold]
     fn wait_for_intent(&mut self, tag: Tag, io: &mut impl QueueIo) {
         if self.regions.refuses() {

@@ -3,11 +3,10 @@
 //!
 //! One page is written at a time; what is wanted meanwhile goes with the next write of its page (group commit).
 
+use super::VolumeError;
 use crate::doorbell::Doorbell;
 use crate::frontend::Shared;
-use crate::intent::{Figures, Keeper, Message, Op, PageNo, Queues, Regions};
-use super::VolumeError;
-use crate::intent::{Limits, REGION_SIZE_DEFAULT};
+use crate::intent::{Figures, Keeper, Limits, Message, Op, PageNo, Queues, REGION_SIZE_DEFAULT, Regions};
 use crate::memory::Words;
 use crate::metadata::layout::REGIONS_PER_PAGE;
 use crate::metadata::pages::IntentArea;
@@ -23,7 +22,8 @@ use std::time::{Duration, Instant};
 
 /// Longest sleep, in milliseconds.
 const SLEEP_MS_MAX: u64 = 10_000;
-/// A page write that takes longer than this is taken for one that never ends when the volume goes down, in milliseconds.
+/// A page write that takes longer than this, in milliseconds, is taken for one that never ends when the volume goes
+/// down.
 const HANG_MS: u64 = 5_000;
 
 /// Where the pages of the intent lie.
@@ -104,8 +104,7 @@ impl Kept {
         let region_size = intent.as_ref().map_or(REGION_SIZE_DEFAULT, |intent| intent.region_size);
         let words = usize::try_from(Regions::count_of(&geometry, region_size)).unwrap_or(usize::MAX);
         let regions = Arc::new(Regions::new(geometry, region_size, Words::new(words)?));
-        let mut kept =
-            Self { regions: regions.clone(), status: Arc::default(), shared: shared.clone(), thread: None };
+        let mut kept = Self { regions: regions.clone(), status: Arc::default(), shared: shared.clone(), thread: None };
         let Some(Intent { pages, hot, suspend, failed, .. }) = intent else {
             regions.heat_all();
             return Ok(kept);
@@ -140,9 +139,9 @@ impl Kept {
     }
 
     /// Ends the thread. An error if media may lack what it should show.
-    pub fn stop(self) -> Result<(), VolumeError> {
+    pub fn stop(mut self) -> Result<(), VolumeError> {
         self.shared.keeper.tell(Message::Stop);
-        if let Some(thread) = self.thread {
+        if let Some(thread) = self.thread.take() {
             while !thread.is_finished() {
                 if self.status.hangs(self.shared.began) {
                     // It ends when the device answers; until then it keeps the metadata locked (H23).
@@ -153,6 +152,13 @@ impl Kept {
             thread.join().map_err(|_| VolumeError::Metadata)?;
         }
         if self.regions.has_failed() { Err(VolumeError::Metadata) } else { Ok(()) }
+    }
+}
+
+impl Drop for Kept {
+    /// The volume could not be made: nobody waits for the thread.
+    fn drop(&mut self) {
+        self.shared.keeper.tell(Message::Stop);
     }
 }
 

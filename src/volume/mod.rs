@@ -1,4 +1,5 @@
-//! One running volume: joins the device, the tracking, the drain and the keeper of the intent, and is what the controller commands.
+//! One running volume: joins the device, the tracking, the drain and the keeper of the intent, and is what the
+//! controller commands.
 //!
 //! It decides nothing about increments: it carries out what the increment machine says ([`Volume::arm`],
 //! [`Volume::release`], [`Volume::retire`]) and tells it what the drain reports.
@@ -124,19 +125,8 @@ impl Volume {
             Marks::All => tracking.out_of_sync().set_all(),
             Marks::These(tracks) => tracks.mark(tracking.out_of_sync()),
         }
-        let track_size = usize::try_from(spec.track_size).unwrap_or(usize::MAX);
-        let image_count = usize::try_from(spec.image_bytes / spec.track_size).unwrap_or(0);
-        let images = Arc::new(Images::new(image_count, track_size)?);
-        let bells = (0..spec.queues).map(|_| Doorbell::new()).collect::<nix::Result<Box<[Doorbell]>>>();
-        let bells = bells.map_err(|error| VolumeError::Drain(error.into()))?;
-        let mailbox = Mailbox::new(image_count + usize::from(spec.depth) * usize::from(spec.queues) + 64);
-        let mailbox = Arc::new(mailbox.map_err(|error| VolumeError::Drain(error.into()))?);
-        let zeroing = primary.limits().zeroing;
-        let wanting = usize::from(spec.depth) * usize::from(spec.queues);
-        let letters = intent::Mailbox::new(wanting + 64).map_err(|error| VolumeError::Keeper(error.into()))?;
-        let keeper = Arc::new(letters);
-        let shared = Shared { images: images.clone(), drain: mailbox.clone(), keeper, bells, zeroing, began };
-        let shared = Arc::new(shared);
+        let shared = shared(spec, &primary, began)?;
+        let (images, mailbox) = (shared.images.clone(), shared.drain.clone());
         let counters: Vec<_> = (0..spec.queues).map(|_| Arc::new(HostCounters::default())).collect();
         let send_first = Arc::new(AtomicBool::new(spec.policy.send_first));
 
@@ -163,22 +153,14 @@ impl Volume {
         // Drain and keeper first: from the moment there is a device its writes are looked after.
         let kept = Kept::start(&spec.name, intent, &tracking, &shared)?;
         let drain = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(move || uploader.run());
-        let drain = match drain {
-            Ok(drain) => drain,
-            Err(error) => {
-                let _ = kept.stop();
-                return Err(VolumeError::Drain(error));
-            }
-        };
-        let made = Self::device(spec, &tracking, &kept, primary.clone(), &shared, &counters, &send_first);
-        match made {
+        let drain = drain.map_err(VolumeError::Drain)?;
+        match Self::device(spec, &tracking, &kept, primary.clone(), &shared, &counters, &send_first) {
             Ok(device) => {
                 Ok(Self { tracking, primary, device, shared, mailbox, figures, counters, send_first, drain, kept })
             }
             Err(error) => {
                 mailbox.tell(Message::Stop);
                 let _ = drain.join();
-                let _ = kept.stop();
                 Err(error.into())
             }
         }
@@ -295,6 +277,22 @@ impl Volume {
     pub fn drain_has_ended(&self) -> bool {
         self.drain.is_finished()
     }
+}
+
+/// What the volume's threads share: memory for before-images, mailboxes, bells.
+fn shared(spec: &Spec, primary: &Device, began: Instant) -> Result<Arc<Shared>, VolumeError> {
+    let track_size = usize::try_from(spec.track_size).unwrap_or(usize::MAX);
+    let image_count = usize::try_from(spec.image_bytes / spec.track_size).unwrap_or(0);
+    let tags = usize::from(spec.depth) * usize::from(spec.queues);
+    let failed = |error: nix::Error| VolumeError::Drain(error.into());
+    Ok(Arc::new(Shared {
+        images: Arc::new(Images::new(image_count, track_size)?),
+        drain: Arc::new(Mailbox::new(image_count + tags + 64).map_err(failed)?),
+        keeper: Arc::new(intent::Mailbox::new(tags + 64).map_err(failed)?),
+        bells: (0..spec.queues).map(|_| Doorbell::new()).collect::<nix::Result<_>>().map_err(failed)?,
+        zeroing: primary.limits().zeroing,
+        began,
+    }))
 }
 
 fn structures(geometry: &Geometry) -> Result<[Bitmap; 2], MemoryError> {

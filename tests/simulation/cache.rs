@@ -56,8 +56,8 @@ impl Cache {
     /// What a power cut leaves: of each sector that is not durable the new content or the old.
     pub fn remains(&self, content: &[Stamp], rng: &mut Rng) -> Vec<Stamp> {
         let sectors = content.iter().zip(&self.durable).zip(&self.written);
-        sectors.map(|((new, (number, old)), written)| {
-            if number == written || rng.chance(1, 2) { *new } else { *old }
-        }).collect()
+        sectors
+            .map(|((new, (number, old)), written)| if number == written || rng.chance(1, 2) { *new } else { *old })
+            .collect()
     }
 }

@@ -63,7 +63,14 @@ pub struct Controller {
 
 impl Controller {
     pub fn new() -> Self {
-        Self { groups: Vec::new(), numbers: 0, numbers_used: 0, inbox: VecDeque::new(), acts: VecDeque::new(), scheduled: false }
+        Self {
+            groups: Vec::new(),
+            numbers: 0,
+            numbers_used: 0,
+            inbox: VecDeque::new(),
+            acts: VecDeque::new(),
+            scheduled: false,
+        }
     }
 
     /// The numbers go on behind this one.

@@ -154,6 +154,11 @@ impl World {
         let either = |(new, old): (&Stamp, &Stamp)| if power_cut && rng.chance(1, 2) { *old } else { *new };
         let secondary: Vec<Stamp> = live.iter().zip(durable).map(either).collect();
         let mut content = devices.disk.as_ref().expect("a disk").remains(power_cut);
+        if rng.chance(1, 16) {
+            // A page that rots is as good as one that was torn.
+            let at = devices.intent_offset + rng.next() % 64;
+            content[crate::devices::index(at)] ^= 1 << rng.below(8);
+        }
         loop {
             let disk = Arc::new(Disk::new(content, Rng::new(self.rng.next())));
             let failed = |error| Violation::new("P1", format!("volume {index} cannot start: {error}"));
@@ -172,7 +177,8 @@ impl World {
         }
     }
 
-    /// Everything new but what media holds. The judge begins anew as well: what the primaries hold now is the beginning.
+    /// Everything new but what media holds. The judge begins anew as well: what the primaries hold now is the
+    /// beginning.
     fn reborn(&mut self, starts: Vec<Start>, number: u64) {
         let mut world = Self::with(self.options.clone(), self.rng.next(), self.trace.is_verbose(), starts);
         std::mem::swap(&mut world.trace, &mut self.trace);
@@ -204,7 +210,8 @@ fn check(
     if let Some(saved) = saved
         && (*saved != recovery.tracks || recovery.way != Way::Exact)
     {
-        let text = format!("volume {index} was stopped cleanly and starts {:?} with {:?}", recovery.way, recovery.tracks);
+        let text =
+            format!("volume {index} was stopped cleanly and starts {:?} with {:?}", recovery.way, recovery.tracks);
         return Err(Violation::new("P7", text));
     }
     Ok(())

@@ -22,10 +22,26 @@ use std::sync::Arc;
 /// What a request does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IoKind {
-    HostRead { queue: usize, tag: u16, done: usize },
-    HostWrite { queue: usize, tag: u16, write: u32, zero: bool },
-    HostFlush { queue: usize, tag: u16 },
-    ReadImage { queue: usize, tag: u16, image: ImageNo },
+    HostRead {
+        queue: usize,
+        tag: u16,
+        done: usize,
+    },
+    HostWrite {
+        queue: usize,
+        tag: u16,
+        write: u32,
+        zero: bool,
+    },
+    HostFlush {
+        queue: usize,
+        tag: u16,
+    },
+    ReadImage {
+        queue: usize,
+        tag: u16,
+        image: ImageNo,
+    },
     ReadRun(SlotNo),
     SendRun(SlotNo, Segment),
     SendImage(ImageNo, TrackNo),
@@ -127,7 +143,7 @@ pub struct Devices {
     pub media: Option<Media>,
     pub disk: Option<Arc<Disk>>,
     pub volume_id: [u8; 16],
-    intent_offset: u64,
+    pub intent_offset: u64,
     /// Pages being written.
     pub pages: BTreeMap<usize, (PageNo, Page)>,
     /// Tracks that cannot be read.

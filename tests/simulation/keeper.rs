@@ -1,8 +1,8 @@
 //! Drives a [`Keeper`](farpoint::intent::Keeper) as its thread does, one small step at a time: answers, letters, then
 //! what it wants to do. It wakes for its bell, a page that was written and the time it named, and for nothing else.
 
-use crate::disk::PAGE_SECTORS;
 use crate::devices::IoKind;
+use crate::disk::PAGE_SECTORS;
 use crate::options::Deaf;
 use crate::trace::Note;
 use crate::world::World;
@@ -62,6 +62,7 @@ impl World {
 
     /// A keeper's thread does one thing. False: it sleeps.
     pub fn run_keeper(&mut self, index: usize) -> bool {
+        self.coverage.keeper_steps += 1;
         let (regions, now_us) = (self.regions(index), self.now_us);
         let volume = &mut self.volumes[index];
         let driver = &mut volume.kept;

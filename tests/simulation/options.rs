@@ -3,8 +3,8 @@
 
 use crate::rng::Rng;
 use farpoint::geometry::Geometry;
-use farpoint::uploader::{Limits, Policy};
 use farpoint::intent;
+use farpoint::uploader::{Limits, Policy};
 
 /// Sectors of 512 bytes in a track of 4096, the smallest that the geometry allows.
 pub const TRACK_SECTORS: usize = 8;

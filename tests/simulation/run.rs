@@ -133,7 +133,7 @@ impl World {
         }
         self.note(Note::Phase("settle"));
         self.heal();
-        let began = (self.now_us, self.coverage.steps);
+        let began = (self.now_us, self.coverage.steps - self.coverage.keeper_steps);
         let give_up = self.rng.chance(1, 8);
         loop {
             self.urge(give_up);
@@ -144,7 +144,9 @@ impl World {
             if self.is_quiet() {
                 break;
             }
-            let (us, steps) = (self.now_us - began.0, self.coverage.steps - began.1);
+            // Going round the hot regions brings nobody on.
+            let steps = self.coverage.steps - self.coverage.keeper_steps - began.1;
+            let us = self.now_us - began.0;
             let late = us > SETTLE_US_MAX + steps * self.options.tick_us || steps > SETTLE_STEPS_MAX;
             if !went_on || late {
                 let text = format!("after {us} us and {steps} steps nothing goes on: {}", self.describe());

@@ -3,8 +3,8 @@
 
 use crate::checker::{Checker, Violation};
 use crate::controller::Controller;
-use crate::devices::{Fate, Io, IoKind, Mode};
 use crate::crash::Start;
+use crate::devices::{Fate, Io, IoKind, Mode};
 use crate::options::Options;
 use crate::rng::Rng;
 use crate::side::{Gate, What};
@@ -59,6 +59,7 @@ pub struct Coverage {
     pub images: u64,
     pub secondary_errors: u64,
     pub settled: u64,
+    pub keeper_steps: u64,
     pub page_writes: u64,
     pub crashes: u64,
     pub cooled: u64,
@@ -75,6 +76,7 @@ impl Coverage {
         self.images += other.images;
         self.secondary_errors += other.secondary_errors;
         self.settled += other.settled;
+        self.keeper_steps += other.keeper_steps;
         self.page_writes += other.page_writes;
         self.crashes += other.crashes;
         self.cooled += other.cooled;

@@ -4,8 +4,8 @@
 //! And whether the primary has flushed as well: what it holds in a volatile cache the secondary may have durably, and a
 //! power cut would leave the two different in a region that nobody writes to, and so nobody remembers.
 //!
-//! A grace is refused if anything was put back out of sync meanwhile: it may have been taken again since, and then it is
-//! in hand, not marked, and not part of the grace.
+//! What could not be sent is no longer in hand, and a grace says nothing of it: whoever asks has looked before how
+//! often something was put back ([`crate::tracking::Tracking::put_back`]), and looks again afterwards.
 
 use super::{Drain, Op};
 use crate::bugs::{Bug, present};
@@ -15,8 +15,6 @@ struct Grace {
     id: u64,
     /// What was in hand when it was asked for has lower serial numbers.
     serial: u64,
-    /// How often something had been put back by then.
-    voids: u64,
     /// All of that is acknowledged, and durable when the flush of this number has succeeded.
     flush: Option<u64>,
     /// The flush of the primary that has to succeed: one that begins after the grace was asked for.
@@ -41,10 +39,10 @@ impl Drain {
     pub fn grace(&mut self, id: u64) {
         let (serial, _) = self.cargo.serials();
         let primary = self.graces.primary_begun + 1;
-        self.graces.waiting.push(Grace { id, serial, voids: self.sweep.voids, flush: None, primary });
+        self.graces.waiting.push(Grace { id, serial, flush: None, primary });
     }
 
-    /// Answers to graces: whether everything is durable that was in hand.
+    /// Answers to graces: whether everything that arrived is durable. False: the primary could not be flushed.
     pub fn take_graced(&mut self) -> Vec<(u64, bool)> {
         std::mem::take(&mut self.graces.answers)
     }
@@ -73,20 +71,19 @@ impl Drain {
         if self.graces.waiting.is_empty() {
             return;
         }
-        let (oldest, voids) = (self.cargo.oldest_serial(), self.sweep.voids);
+        let oldest = self.cargo.oldest_serial();
         let next_flush = self.graces.begun + u64::from(!self.unflushed.is_empty());
         let Graces { waiting, answers, ended, primary_ended, .. } = &mut self.graces;
         waiting.retain_mut(|grace| {
-            let refused = grace.voids != voids && !present(Bug::ClearedAfterFailure);
             if grace.flush.is_none() && oldest >= grace.serial {
                 grace.flush = Some(if present(Bug::ClearedBeforeFlush) { 0 } else { next_flush });
             }
             let flushed = *primary_ended >= grace.primary || present(Bug::PrimaryNotFlushed);
             let durable = flushed && grace.flush.is_some_and(|flush| *ended >= flush);
-            if refused || durable {
-                answers.push((grace.id, !refused));
+            if durable {
+                answers.push((grace.id, true));
             }
-            !refused && !durable
+            !durable
         });
     }
 }
@@ -96,13 +93,19 @@ mod tests {
     use super::super::*;
     use crate::geometry::Geometry;
     use crate::memory::Words;
-    use crate::tracking::{Bitmap, Epoch};
+    use crate::tracking::{Admission, Bitmap, Epoch};
     use std::sync::Arc;
 
     fn tracking() -> Tracking {
         let geometry = Geometry::new(16 * 4096, 4096).expect("valid");
         let bitmap = || Bitmap::new(16, Words::new(1).expect("memory"));
         Tracking::new(geometry, 1, Arc::new(Epoch::new()), [bitmap(), bitmap()])
+    }
+
+    /// As a write does.
+    fn mark(tracking: &Tracking, tracks: TrackRange) {
+        let Admission::Admitted(ticket) = tracking.admit(0) else { panic!("nothing holds") };
+        let _ = tracking.finish(ticket, tracks);
     }
 
     fn drain() -> Drain {
@@ -134,10 +137,10 @@ mod tests {
     #[test]
     fn it_waits_for_what_is_in_hand_and_for_a_flush_that_began_after_that() {
         let (mut drain, tracking) = (drain(), tracking());
-        tracking.mark_out_of_sync(TrackRange { start: TrackNo(0), count: 1 });
+        mark(&tracking, TrackRange { start: TrackNo(0), count: 1 });
         let (first, part) = read_one(&mut drain, &tracking);
         drain.write_done(first, part, true, 0, &tracking);
-        tracking.mark_out_of_sync(TrackRange { start: TrackNo(4), count: 1 });
+        mark(&tracking, TrackRange { start: TrackNo(4), count: 1 });
         let (second, late) = read_one(&mut drain, &tracking);
         drain.grace(1);
         assert_eq!(drain.poll(10, &tracking), Some(Op::FlushPrimary));
@@ -145,7 +148,7 @@ mod tests {
         assert_eq!(drain.poll(10, &tracking), Some(Op::Flush));
         drain.write_done(second, late, true, 10, &tracking);
         // What comes later is none of this grace's.
-        tracking.mark_out_of_sync(TrackRange { start: TrackNo(8), count: 1 });
+        mark(&tracking, TrackRange { start: TrackNo(8), count: 1 });
         read_one(&mut drain, &tracking);
         drain.flush_done(true, 12, &tracking);
         drain.poll(12, &tracking);
@@ -157,11 +160,12 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_put_back_refuses_it() {
+    fn what_failed_is_not_waited_for_but_counted() {
         for what in 0..3 {
             let (mut drain, tracking) = (drain(), tracking());
-            tracking.mark_out_of_sync(TrackRange { start: TrackNo(0), count: 1 });
+            mark(&tracking, TrackRange { start: TrackNo(0), count: 1 });
             let Some(Op::Read(slot, tracks)) = drain.poll(0, &tracking) else { panic!("nothing to read") };
+            let before = tracking.put_back();
             drain.grace(1);
             assert_eq!(drain.poll(0, &tracking), Some(Op::FlushPrimary));
             drain.primary_flushed(true);
@@ -178,7 +182,7 @@ mod tests {
             }
             // The mark is gone again at once: to look for it would not be enough.
             drain.poll(20_000, &tracking);
-            assert_eq!(drain.take_graced(), [(1, false)], "{what}");
+            assert_eq!((drain.take_graced(), tracking.put_back() > before), (vec![(1, true)], true), "{what}");
         }
     }
 }

@@ -12,8 +12,6 @@ pub(super) struct Sweep {
     pub acknowledged_ms: u64,
     pub flushing_ms: u64,
     pub synced_ms: u64,
-    /// How often that was: whoever counted on everything in hand has to know.
-    pub voids: u64,
 }
 
 impl Sweep {
@@ -27,6 +25,5 @@ impl Sweep {
     pub fn void(&mut self) {
         self.oldest_passed_ms = Some(0);
         self.finished = None;
-        self.voids += 1;
     }
 }
