@@ -21,6 +21,7 @@ for _ in 1 2; do
     fp increment-complete vol0
 done
 say "killing it with increment $number complete, and the next one pending"
+dd if=/dev/urandom of="$dev" bs=64K count=1 oflag=direct conv=notrunc status=none
 number=$(fp start vol0 --json | jq .increment)
 kill_daemon
 start_daemon
