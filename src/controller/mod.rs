@@ -11,6 +11,7 @@ mod lifecycle;
 pub mod limits;
 mod media;
 mod report;
+mod values;
 mod watchers;
 
 use crate::frontend::{features, leftovers};

@@ -56,8 +56,8 @@ fn damaged_pages_are_counted_and_absent_ones_are_not() {
     assert_eq!(recovery.hot.count(), recovery.hot.regions);
 }
 
-/// A page that was lost whole, or a bug that cleared what was marked: both are believed, and what was missing is on media
-/// before the clean stop is forgotten.
+/// A page that was lost whole, or a bug that cleared what was marked: both are believed, and what was missing is on
+/// media before the clean stop is forgotten.
 #[test]
 fn saved_tracks_whose_region_is_cold_are_copied_and_made_hot_before_anything_is_served() {
     let mut life = Life::new(vec![0; usize::try_from(Life::superblock().layout.bytes()).expect("small")]);
