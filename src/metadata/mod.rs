@@ -1,5 +1,5 @@
 //! What is on media for one volume, and outlives the daemon: who its devices are, which increments it has had, which
-//! regions may differ ([`pages`]), and after a clean stop which tracks do ([`saved`]). [`media::Media`] is all of it.
+//! regions may differ ([`pages`]), and after a clean stop which tracks do (`saved`). [`media::Media`] is all of it.
 //!
 //! Nothing in this layer guesses: a superblock that is damaged, of an unknown version or of other devices is refused
 //! with a reason, never repaired and never taken for a new one; a damaged page reads as all ones. A failed write is
