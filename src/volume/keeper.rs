@@ -241,3 +241,104 @@ impl fmt::Debug for Parts {
         f.debug_struct("Parts").field("keeper", &self.keeper).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Geometry;
+    use crate::intent::{RegionNo, RegionRange};
+    use crate::tracking::{Bitmap, Epoch};
+    use crate::uploader::{Images, Mailbox};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    const REGION: RegionRange = RegionRange { start: RegionNo(1), count: 1 };
+
+    /// Pages that are written when the test says so, and how.
+    struct Told(Sender<(PageNo, Vec<u64>)>, Receiver<io::Result<()>>);
+
+    impl Pages for Told {
+        fn write(&self, page: PageNo, words: &[u64]) -> io::Result<()> {
+            self.0.send((page, words.to_vec())).map_err(io::Error::other)?;
+            self.1.recv().map_err(io::Error::other)?
+        }
+    }
+
+    struct Bench {
+        kept: Kept,
+        shared: Arc<Shared>,
+        asked: Receiver<(PageNo, Vec<u64>)>,
+        answer: Sender<io::Result<()>>,
+        failures: Receiver<String>,
+    }
+
+    fn bench(suspend: bool) -> Bench {
+        let geometry = Geometry::new(4 * REGION_SIZE_DEFAULT, 65536).expect("valid");
+        let words = |count: u64| Words::new(usize::try_from(count).expect("small")).expect("memory");
+        let bitmap = || Bitmap::new(geometry.tracks(), words(Bitmap::words_for(geometry.tracks())));
+        let tracking = Arc::new(Tracking::new(geometry, 1, Arc::new(Epoch::new()), [bitmap(), bitmap()]));
+        let shared = Arc::new(Shared {
+            images: Arc::new(Images::new(0, 4096).expect("none")),
+            drain: Arc::new(Mailbox::new(8).expect("a bell")),
+            keeper: Arc::new(crate::intent::Mailbox::new(8).expect("a bell")),
+            bells: Box::new([Doorbell::new().expect("a bell")]),
+            zeroing: crate::storage::Zeroing { unmap: None, keep: None },
+            began: Instant::now(),
+        });
+        let ((ask, asked), (answer, answers), (fail, failures)) = (channel(), channel(), channel());
+        let intent = Intent {
+            pages: Box::new(Told(ask, answers)),
+            region_size: REGION_SIZE_DEFAULT,
+            hot: vec![0],
+            suspend,
+            failed: Box::new(move |error| drop(fail.send(error.to_string()))),
+        };
+        let kept = Kept::start("test", Some(intent), &tracking, &shared).expect("a thread");
+        Bench { kept, shared, asked, answer, failures }
+    }
+
+    impl Bench {
+        /// A write arrives that finds its region cold.
+        fn want(&self) {
+            assert!(!self.kept.regions.pin(REGION).hot);
+            self.shared.keeper.tell(Message::Want { queue: 0, regions: REGION });
+        }
+
+        fn wait_for_bell(&self) {
+            self.shared.bells[0].wait(10_000);
+            self.shared.bells[0].answer();
+        }
+    }
+
+    #[test]
+    fn a_write_goes_on_when_its_page_is_written() {
+        let bench = bench(false);
+        bench.want();
+        assert_eq!(bench.asked.recv().expect("a write"), (PageNo(0), vec![0b10]));
+        assert!(!bench.kept.regions.all_hot(REGION), "not while the page is being written");
+        bench.answer.send(Ok(())).expect("the thread");
+        bench.wait_for_bell();
+        assert!(bench.kept.regions.all_hot(REGION));
+        bench.kept.stop().expect("clean");
+    }
+
+    #[test]
+    fn a_failed_page_write_is_told_once_and_no_stop_is_clean_after_it() {
+        for suspend in [false, true] {
+            let bench = bench(suspend);
+            bench.want();
+            bench.asked.recv().expect("a write");
+            bench.answer.send(Err(io::Error::other("worn out"))).expect("the thread");
+            bench.wait_for_bell();
+            assert_eq!(bench.failures.recv().expect("told"), "worn out");
+            assert_eq!(bench.kept.regions.refuses(), !suspend);
+            // Whoever is suspended gets its error when the volume goes down.
+            bench.kept.while_attended(|| {
+                if suspend {
+                    bench.wait_for_bell();
+                }
+            });
+            assert!(bench.kept.regions.refuses() && !bench.kept.regions.all_hot(REGION));
+            assert!(matches!(bench.kept.stop(), Err(VolumeError::Metadata)));
+        }
+    }
+}

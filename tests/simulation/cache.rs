@@ -48,8 +48,8 @@ impl Cache {
 
     /// A write that asked to be durable is done.
     pub fn persist(&mut self, start: usize, count: usize, content: &[Stamp]) {
-        for sector in start..start + count {
-            self.durable[sector] = (self.written[sector], content[sector]);
+        for (sector, stamp) in content.iter().enumerate().skip(start).take(count) {
+            self.durable[sector] = (self.written[sector], *stamp);
         }
     }
 
