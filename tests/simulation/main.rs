@@ -127,14 +127,18 @@ fn fresh_seeds_keep_every_promise() {
     run_all(first..first.saturating_add(count), time);
 }
 
-/// The make-up of a seed's run, with more of what a bug needs that shows too rarely: here failures of sends and reads
-/// while a grace is under way, and a crash soon after.
+/// The make-up of a seed's run, with more of what a bug needs that shows too rarely: failures of sends and reads while
+/// a grace is under way, and a crash soon after; or many increments of several volumes, and none cut short.
 fn options_for(bug: Bug, seed: u64) -> Options {
     let mut options = options(seed);
     if bug == Bug::ClearedAfterFailure {
         (options.rates.damage, options.rates.secondary_error, options.crashes) = (20, 20, 6);
         options.intent = options.intent.map(|intent| farpoint::intent::Limits { hot_max: 0, idle_ms: 1, ..intent });
         options.limits.flush_ms = 1;
+    }
+    if bug == Bug::EarlyRelease {
+        (options.crashes, options.stops, options.cold) = (0, 0, false);
+        (options.volumes, options.rates.disturb, options.rates.metadata_error) = (3, 10, 0);
     }
     options
 }
