@@ -34,6 +34,26 @@ pub enum Bug {
     LateWantCounts,
     /// A checksum error in our own memory is taken for an error of the secondary.
     DamageFailsLink,
+    /// A write goes to the primary although its region is cold.
+    DataBeforeIntent,
+    /// A region is cleared although writes to it are under way.
+    ClearedWhilePinned,
+    /// A region is cleared when the secondary has acknowledged its tracks, not when it has flushed them.
+    ClearedBeforeFlush,
+    /// A region is cleared although one of its tracks was put back out of sync meanwhile.
+    ClearedAfterFailure,
+    /// A region is cleared although the primary has not flushed what the secondary has.
+    PrimaryNotFlushed,
+    /// A region that media still shows hot is taken for durable while the page without it is being written.
+    PageWriteSkipped,
+    /// A page of the intent is written again while it is being written.
+    TwoWritesOfAPage,
+    /// After an unclean start hot regions are not taken for out of sync.
+    HotForgotten,
+    /// A page of the intent that fails its check is taken for one without hot regions.
+    DamagedPageIsCold,
+    /// At a clean stop the volume is said to be clean before its tracks are saved.
+    CleanBeforeTracks,
 }
 
 #[cfg(feature = "bugs")]

@@ -1,8 +1,10 @@
-//! Wakes a thread that sleeps in `io_uring_enter`: an eventfd with a poll that is always armed in the thread's ring.
+//! Wakes a thread that sleeps in `io_uring_enter`: an eventfd with a poll that is always armed in the thread's ring. Or
+//! one that has no ring, and sleeps on the eventfd itself.
 //! A Rust waker does not (ublk.md 1.6). Nothing is said with it but "look": messages lie elsewhere.
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 /// A doorbell. Rung by anyone, answered by one thread.
@@ -34,6 +36,13 @@ impl Doorbell {
     pub fn answer(&self) {
         let _ = self.event.read();
         self.rung.store(false, SeqCst);
+    }
+
+    /// Sleeps until it rings or the time is over, for a thread that has no ring. To be answered all the same.
+    pub fn wait(&self, milliseconds: u64) {
+        let timeout = i32::try_from(milliseconds).ok().and_then(|time| PollTimeout::try_from(time).ok());
+        // Interrupted, it looks once too often.
+        let _ = poll(&mut [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)], timeout.unwrap_or(PollTimeout::MAX));
     }
 
     /// For the armed poll.

@@ -12,6 +12,7 @@ pub mod frontend;
 pub mod geometry;
 pub mod group;
 pub mod increment;
+pub mod intent;
 pub mod memory;
 pub mod metadata;
 pub mod secondary;

@@ -296,6 +296,16 @@ pub mod sequential {
                     self.0.fetch_and(value, order)
                 }
 
+                pub fn compare_exchange(
+                    &self,
+                    current: $word,
+                    new: $word,
+                    ok: Ordering,
+                    failed: Ordering,
+                ) -> Result<$word, $word> {
+                    self.0.compare_exchange(current, new, ok, failed)
+                }
+
                 pub fn fetch_max(&self, value: $word, order: Ordering) -> $word {
                     self.0.fetch_max(value, order)
                 }

@@ -5,6 +5,7 @@
 #![cfg(farpoint_loom)]
 
 use farpoint::geometry::{Geometry, TrackNo, TrackRange};
+use farpoint::intent::{RegionNo, RegionRange, Regions};
 use farpoint::memory::{Words, sequential::AtomicU64};
 use farpoint::tracking::claims::STRIPES;
 use farpoint::tracking::{Admission, Bitmap, Collision, Epoch, Ticket, Tracking, Waiter, Waiters};
@@ -363,6 +364,63 @@ fn a_track_given_back_during_an_abort_marks_no_spare() {
     });
 }
 
+// The regions of the intent (hazards: H1, H3).
+
+const REGION: RegionRange = RegionRange { start: RegionNo(0), count: 1 };
+
+fn regions() -> Arc<Regions> {
+    let geometry = Geometry::new(2 * 4096, 4096).expect("valid");
+    Arc::new(Regions::new(geometry, 2 * 4096, Words::new(1).expect("memory")))
+}
+
+#[test]
+fn a_region_is_cleared_before_its_write_or_not_at_all() {
+    loom::model(|| {
+        let epoch = Arc::new(Epoch::new());
+        let (tracking, regions) = (volume(&epoch), regions());
+        let media = Arc::new(AtomicU64::new(1));
+        regions.heat(RegionNo(0));
+        let host = {
+            let (tracking, regions, media) = (tracking.clone(), regions.clone(), media.clone());
+            thread::spawn(move || {
+                let hot = regions.pin(REGION).hot;
+                if hot {
+                    let ticket = admitted(&tracking);
+                    tracking.mark(&ticket, one());
+                    assert_eq!(media.load(SeqCst), 1, "data before its intent");
+                    tracking.finish(ticket, one());
+                }
+                regions.unpin(REGION);
+                hot
+            })
+        };
+        if regions.cool(RegionNo(0)) {
+            if tracking.any_marked(regions.tracks(RegionNo(0))) {
+                regions.heat(RegionNo(0));
+            } else {
+                media.store(0, SeqCst);
+            }
+        }
+        let wrote = host.join().expect("no panic");
+        assert!(!wrote || media.load(SeqCst) == 1, "a mark in a region that was cleared");
+        assert_eq!(regions.pins(RegionNo(0)), 0);
+    });
+}
+
+#[test]
+fn a_mark_that_an_abort_folds_is_found_at_every_instant() {
+    loom::model(|| {
+        let tracking = running(2);
+        tracking.retire(true);
+        let looker = {
+            let tracking = tracking.clone();
+            thread::spawn(move || tracking.any_marked(one()))
+        };
+        tracking.fold();
+        assert!(looker.join().expect("no panic"), "the mark was in neither structure");
+    });
+}
+
 #[test]
 fn a_count_is_never_0_while_a_track_is_marked() {
     const OTHER: TrackNo = TrackNo(1);
@@ -377,5 +435,31 @@ fn a_count_is_never_0_while_a_track_is_marked() {
         assert!(bits.count() > 0, "one is marked all the time");
         setter.join().expect("no panic");
         assert_eq!(bits.count(), bits.count_exactly());
+    });
+}
+
+#[test]
+fn a_write_that_waits_for_its_intent_is_told_of_it() {
+    loom::model(|| {
+        let regions = regions();
+        let (letter, bell) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let host = {
+            let (regions, letter, bell) = (regions.clone(), letter.clone(), bell.clone());
+            thread::spawn(move || {
+                let hot = regions.pin(REGION).hot;
+                if !hot {
+                    letter.store(1, SeqCst);
+                    bell.store(1, SeqCst);
+                }
+                hot
+            })
+        };
+        // The region becomes hot for somebody else; then the keeper looks whether there are letters, and sleeps.
+        regions.heat(RegionNo(0));
+        bell.swap(0, SeqCst);
+        let told = letter.swap(0, SeqCst) == 1 && regions.all_hot(REGION);
+        let hot = host.join().expect("no panic");
+        assert!(hot || told || bell.load(SeqCst) == 1, "it waits for ever");
+        assert!(!regions.cool(RegionNo(0)), "it is pinned");
     });
 }

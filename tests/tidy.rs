@@ -11,12 +11,13 @@ const FUNCTION_LINES_MAX: usize = 70;
 const LINE_CHARS_MAX: usize = 120;
 
 /// Modules from the bottom to the top, with the packages that each may name. A module uses only those above it here.
-const MODULES: [(&str, &[&str]); 17] = [
+const MODULES: [(&str, &[&str]); 18] = [
     ("bugs", &[]),
     ("geometry", &["thiserror"]),
     ("memory", &["nix", "libc", "thiserror", "loom"]),
     ("doorbell", &["nix"]),
     ("tracking", &["loom"]),
+    ("intent", &["nix"]),
     ("increment", &["thiserror"]),
     ("group", &[]),
     ("storage", &["nix", "libc", "thiserror", "tracing"]),
@@ -24,7 +25,7 @@ const MODULES: [(&str, &[&str]); 17] = [
     ("secondary", &[]),
     ("uploader", &["io_uring", "libc", "nix", "crc32c", "tracing"]),
     ("frontend", &["libublk", "io_uring", "nix", "libc", "serde_json", "thiserror", "tracing"]),
-    ("volume", &["libc", "nix", "thiserror"]),
+    ("volume", &["libc", "nix", "thiserror", "tracing"]),
     ("controller", &["tokio", "serde", "serde_json", "toml", "toml_edit", "nix", "thiserror", "tracing"]),
     ("control", &["tokio", "serde", "serde_json", "nix", "thiserror", "tracing"]),
     (

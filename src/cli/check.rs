@@ -78,6 +78,9 @@ fn judge_volume(volume: &VolumeReport, lag_max: Duration) -> (Verdict, String) {
         (_, LinkState::Failing | LinkState::Down) => {
             said(Verdict::Critical, format!("secondary {}{reason}", volume.link.word()))
         }
+        _ if volume.metadata_failed => {
+            said(Verdict::Critical, "metadata failed; it cannot be stopped cleanly".to_owned())
+        }
         _ if volume.unreadable_tracks > 0 => {
             said(Verdict::Critical, format!("has {} unreadable tracks", volume.unreadable_tracks))
         }
@@ -112,6 +115,11 @@ mod tests {
             track_size: 65536,
             primary: "/dev/a".into(),
             secondary: "/dev/b".into(),
+            metadata: "/m".into(),
+            metadata_failed: false,
+            recovered_regions: 0,
+            hot_regions: 0,
+            damaged_pages: 0,
             link: LinkState::Up,
             full_copy_needed: false,
             increment: None,
@@ -143,7 +151,7 @@ mod tests {
     #[test]
     fn each_trouble_has_its_verdict() {
         type Trouble = fn(&mut VolumeReport);
-        let table: [(Trouble, Verdict, &str); 12] = [
+        let table: [(Trouble, Verdict, &str); 13] = [
             (|_| {}, Verdict::Healthy, "OK - 1 volume, lag 0.5s"),
             (|v| v.state = VolumeState::Failed, Verdict::Critical, "CRITICAL - v failed"),
             (|v| v.state = VolumeState::Waiting, Verdict::Critical, "CRITICAL - v waits to be taken back"),
@@ -152,6 +160,11 @@ mod tests {
             (|v| v.link = LinkState::Failing, Verdict::Critical, "CRITICAL - v secondary failing"),
             (|v| v.link = LinkState::Paused, Verdict::Degraded, "WARNING - v secondary paused"),
             (|v| v.link = LinkState::Stalled, Verdict::Degraded, "WARNING - v secondary stalled"),
+            (
+                |v| v.metadata_failed = true,
+                Verdict::Critical,
+                "CRITICAL - v metadata failed; it cannot be stopped cleanly",
+            ),
             (|v| v.unreadable_tracks = 2, Verdict::Critical, "CRITICAL - v has 2 unreadable tracks"),
             (|v| v.full_copy_needed = true, Verdict::Degraded, "WARNING - v has no full copy yet"),
             (|v| v.lag_s = 61.0, Verdict::Degraded, "WARNING - v lags 1m01s"),

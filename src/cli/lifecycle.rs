@@ -9,7 +9,7 @@ use super::context::{Context, Outcome, confirm};
 use super::settings::{Changes, size};
 use super::{unexpected, units};
 use crate::controller::api::{self, Done, Failure, FailureKind, Request, UpReply};
-use crate::controller::config::{Checksums, Config, Direct, VolumeConfig};
+use crate::controller::config::{Checksums, Config, Direct, MetadataErrorPolicy, VolumeConfig};
 use crate::controller::limits;
 
 #[derive(Debug, Args)]
@@ -22,11 +22,17 @@ pub(super) struct Create {
     /// Device or file that tracks go to
     #[arg(long, value_name = "PATH", requires = "primary")]
     secondary: Option<PathBuf>,
+    /// Device or file for the volume's metadata; a file is made if there is none [default: in the state directory]
+    #[arg(long, value_name = "PATH", requires = "primary")]
+    metadata: Option<PathBuf>,
+    /// What becomes of writes whose intent cannot be made durable [default: fail-io]
+    #[arg(long, value_name = "POLICY", requires = "primary")]
+    metadata_error: Option<OnMetadataError>,
     #[command(flatten)]
     shape: Shape,
     #[command(flatten)]
     settings: Changes,
-    /// Accept a secondary that carries foreign data, which will be overwritten
+    /// Accept a secondary that carries foreign data, or metadata of a volume there was, which will be overwritten
     #[arg(long)]
     force: bool,
     /// Do not ask
@@ -57,6 +63,14 @@ struct Shape {
     /// Contents that get a checksum on their way: those kept in memory for a while, or all [default: kept]
     #[arg(long, value_name = "WHICH")]
     checksums: Option<Which>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OnMetadataError {
+    /// The host gets an error
+    FailIo,
+    /// They wait until the volume is taken down
+    SuspendIo,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -108,7 +122,7 @@ impl Create {
         request.check()?;
         let description = self.description()?;
         if self.force {
-            let what = "overwrite a secondary even if it carries foreign data";
+            let what = "overwrite secondary and metadata even if they carry foreign data";
             confirm(self.yes, what)?;
         }
         let Some(description) = description else { return context.command(&request, |_| Ok(self.done())) };
@@ -138,6 +152,11 @@ impl Create {
             return Ok(None);
         };
         let mut volume = VolumeConfig::new(absolute(primary)?, absolute(secondary)?);
+        volume.metadata = self.metadata.as_deref().map(absolute).transpose()?;
+        volume.metadata_error = match self.metadata_error {
+            Some(OnMetadataError::SuspendIo) => MetadataErrorPolicy::SuspendIo,
+            _ => MetadataErrorPolicy::FailIo,
+        };
         self.shape.apply(&mut volume)?;
         if changes != api::SettingsChange::default() {
             changes.check()?;
@@ -160,7 +179,7 @@ fn take_back(config: &Config, name: &str, file: &Path, failure: Failure) -> Fail
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     let wrong = |why: &str| {
         let path = limits::quote(&path.to_string_lossy());
         Failure::new(FailureKind::Usage, format!("\"{path}\" {why}; name a device or a file"))

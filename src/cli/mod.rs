@@ -1,5 +1,6 @@
 //! The command line: one file per command or close family of them. It only asks the daemon and shows its answers, and
-//! knows nothing of devices; the one thing it does by itself is to write the file of a new volume.
+//! knows nothing of devices. By itself it only writes the file of a new volume and looks at metadata (`check`,
+//! `dump`).
 
 mod check;
 mod context;
@@ -8,6 +9,7 @@ mod documents;
 mod events;
 mod increment;
 mod lifecycle;
+mod metadata;
 mod settings;
 mod status;
 mod units;
@@ -40,6 +42,7 @@ Exit codes:
   6  no permission
   7  I/O error
   8  refused because it is not safe; --force does it all the same
+  9  check: the metadata is damaged
 'farpoint status --check' uses those of monitoring plug-ins instead: 0 healthy, 1 degraded, 2 critical, 3 unknown.";
 
 /// Mirrors changed tracks of a block device and forms consistency points
@@ -120,6 +123,10 @@ enum Command {
     Set(settings::Set),
     /// Print what exists and then what changes, one line each
     Events(events::Events),
+    /// Look for damage in what is on media for a volume; ends with 9 if there is any
+    Check(metadata::Place),
+    /// Print what is on media for a volume; needs no daemon
+    Dump(metadata::Place),
     /// Print completions for a shell
     Completions(documents::Completions),
     /// Write the man pages into a directory
@@ -144,6 +151,8 @@ impl Command {
             Self::Resume(_) => "resume",
             Self::Set(_) => "set",
             Self::Events(_) => "events",
+            Self::Check(_) => "check",
+            Self::Dump(_) => "dump",
             Self::Completions(_) => "completions",
             Self::Man(_) => "man",
         }
@@ -216,6 +225,8 @@ impl Cli {
             Command::Resume(volumes) => volumes.resume(&context),
             Command::Set(set) => set.run(&context),
             Command::Events(events) => events.run(&context),
+            Command::Check(place) => place.check(&context),
+            Command::Dump(place) => place.dump(&context),
             Command::Completions(completions) => completions.run(&context),
             Command::Man(man) => man.run(&context),
         };

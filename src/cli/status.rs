@@ -81,6 +81,17 @@ fn render_volume(lines: &mut Lines, volume: &VolumeReport, colored: bool) {
     lines.raw("link", &paint(volume.link.word(), link_color(volume.link), colored));
     lines.raw("rate", &format!("{}/s", units::bytes(volume.rate_bytes_per_s)));
     lines.raw("eta", &volume.eta_s.map_or("none".to_owned(), units::seconds));
+    lines.line(INDENT).word("metadata", &volume.metadata);
+    lines.raw("hot-regions", &volume.hot_regions.to_string());
+    if volume.metadata_failed {
+        lines.raw("metadata-state", &paint("failed", RED, colored));
+    }
+    if volume.recovered_regions > 0 {
+        lines.raw("recovered-regions", &volume.recovered_regions.to_string());
+    }
+    if volume.damaged_pages > 0 {
+        lines.raw("damaged-pages", &paint(&volume.damaged_pages.to_string(), YELLOW, colored));
+    }
     lines.line(INDENT).raw("out-of-sync", &units::bytes(volume.out_of_sync_bytes));
     lines.raw("out-of-sync-tracks", &volume.out_of_sync_tracks.to_string());
     lines.raw("recorded-tracks", &volume.recorded_tracks.to_string());

@@ -421,6 +421,7 @@ impl LinkState {
     }
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, for people and programs to read")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VolumeReport {
     pub name: String,
@@ -435,8 +436,18 @@ pub struct VolumeReport {
     pub track_size: u64,
     pub primary: String,
     pub secondary: String,
+    /// File or device with the volume's metadata.
+    pub metadata: String,
+    /// A write of the metadata has failed: the volume cannot be stopped cleanly any more.
+    pub metadata_failed: bool,
+    /// Regions copied again since the last start because the stop before it was not clean.
+    pub recovered_regions: u64,
+    /// Regions that media shows hot: what would be copied again if the daemon were killed now.
+    pub hot_regions: u64,
+    /// Intent pages that were damaged at the last start, and read as all ones.
+    pub damaged_pages: u64,
     pub link: LinkState,
-    /// Everything must be copied once before the secondary is usable: a new volume, or an unclean stop.
+    /// Everything must be copied once before the secondary is usable: a new volume.
     pub full_copy_needed: bool,
     /// Number of the increment under way.
     pub increment: Option<u64>,
@@ -514,7 +525,15 @@ pub struct Counters {
     pub increments_aborted: u64,
     /// Longest hold so far, in microseconds.
     pub hold_us_max: u64,
-    /// Longest time a host write waited for a hold or a collision, in microseconds.
+    /// Intent pages written.
+    pub intent_page_writes: u64,
+    /// Host writes that waited for the intent of their regions to be durable.
+    pub intent_waits: u64,
+    /// Regions marked ahead of a sequential writer.
+    pub intent_marked_ahead: u64,
+    /// Regions cleared because nothing in them differs any more.
+    pub intent_cleared: u64,
+    /// Longest time a host write waited for a hold, a collision or its intent, in microseconds.
     pub write_wait_us_max: u64,
 }
 

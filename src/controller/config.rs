@@ -9,8 +9,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::api::{CollisionPolicy, Failure, FailureKind, Settings, SettingsChange};
-use super::limits::{self, Limit};
+use super::limits;
 use super::rewrite;
+use super::values::{
+    bandwidth_limit_in_limit, collision_wait_in_limit, depth_in_limit, drain_window_in_limit, image_pool_in_limit,
+    increment_timer_in_limit, path, queues_in_limit, run_timer_in_limit, some_path, track_size_in_limit,
+};
 
 /// Where the configuration is unless the command line says otherwise.
 pub const CONFIG_DIR: &str = "/etc/farpoint";
@@ -21,8 +25,6 @@ const VOLUME_DIR: &str = "volumes.d";
 const SUFFIX: &str = ".toml";
 /// Most bytes of one file; a configuration file is a few lines.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
-/// Longest path that a configuration may name, as `PATH_MAX` less its end.
-const PATH_BYTES_MAX: usize = 4095;
 const OTHERS_MAY_WRITE: u32 = 0o022;
 
 /// The configuration of one daemon. Files of volumes are read when they are asked for, as they come and go.
@@ -94,6 +96,11 @@ pub struct VolumeConfig {
     pub primary: PathBuf,
     #[serde(deserialize_with = "path")]
     pub secondary: PathBuf,
+    /// File or device for the metadata; without it a file in the state directory.
+    #[serde(default, deserialize_with = "some_path", skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<PathBuf>,
+    #[serde(default)]
+    pub metadata_error: MetadataErrorPolicy,
     #[serde(default = "track_size", deserialize_with = "track_size_in_limit")]
     pub track_size: u64,
     #[serde(default = "queues", deserialize_with = "queues_in_limit")]
@@ -132,6 +139,17 @@ pub enum Direct {
     Off,
 }
 
+/// What becomes of writes whose intent cannot be made durable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MetadataErrorPolicy {
+    /// The host gets an error.
+    #[default]
+    FailIo,
+    /// They wait until the volume is taken down.
+    SuspendIo,
+}
+
 /// Which contents get a checksum between the primary and the secondary.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -150,6 +168,8 @@ impl VolumeConfig {
         Self {
             primary,
             secondary,
+            metadata: None,
+            metadata_error: MetadataErrorPolicy::FailIo,
             track_size: track_size(),
             queues: queues(),
             depth: depth(),
@@ -196,6 +216,10 @@ impl VolumeConfig {
             let why = format!("{}: primary and secondary are the same; name two devices or files", file.display());
             return Err(failed(why));
         }
+        if volume.metadata.as_ref().is_some_and(|path| [&volume.primary, &volume.secondary].contains(&path)) {
+            let why = format!("{}: metadata is the primary or the secondary; name a separate file", file.display());
+            return Err(failed(why));
+        }
         Ok(volume)
     }
 }
@@ -228,6 +252,11 @@ impl Config {
     pub fn volume(&self, name: &str) -> Result<VolumeConfig, Failure> {
         let file = self.volume_file(name)?;
         VolumeConfig::parse(&existing(&file)?, &file)
+    }
+
+    /// Where the metadata of a volume is. The name has been checked before: it holds no `/`.
+    pub fn metadata_path(&self, name: &str, volume: &VolumeConfig) -> PathBuf {
+        volume.metadata.clone().unwrap_or_else(|| self.daemon.state_dir.join(format!("{name}.meta")))
     }
 
     /// Names of the volumes that have a file, in order. Files with other names are none of ours.
@@ -421,60 +450,6 @@ fn increment_timer_ms() -> u64 {
 
 fn collision_wait_ms() -> u64 {
     Settings::default().collision_wait_ms
-}
-
-/// A number in a file: an integer, or a string that is a size.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a whole number that is not negative, or a size such as \"64KiB\"")]
-enum Number {
-    Whole(u64),
-    Size(String),
-}
-
-fn number<'de, D: serde::Deserializer<'de>>(deserializer: D, limit: Limit) -> Result<u64, D::Error> {
-    let value = match Number::deserialize(deserializer)? {
-        Number::Whole(value) => value,
-        Number::Size(text) => limits::parse_size(&text).map_err(serde::de::Error::custom)?,
-    };
-    limit.refusal(value).map_or(Ok(value), |why| Err(serde::de::Error::custom(why)))
-}
-
-macro_rules! in_limit {
-    ($($name:ident: $type:ty = $limit:ident;)*) => {$(
-        fn $name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
-            number(deserializer, limits::$limit)?.try_into().map_err(serde::de::Error::custom)
-        }
-    )*};
-}
-
-in_limit! {
-    track_size_in_limit: u64 = TRACK_SIZE;
-    queues_in_limit: u16 = QUEUES;
-    depth_in_limit: u16 = DEPTH;
-    image_pool_in_limit: u64 = IMAGE_POOL;
-    drain_window_in_limit: u16 = DRAIN_WINDOW;
-    bandwidth_limit_in_limit: u64 = BANDWIDTH_LIMIT;
-    run_timer_in_limit: u64 = RUN_TIMER_MS;
-    increment_timer_in_limit: u64 = INCREMENT_TIMER_MS;
-    collision_wait_in_limit: u64 = COLLISION_WAIT_MS;
-}
-
-fn path<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-    let path = String::deserialize(deserializer)?;
-    let why = if !path.starts_with('/') {
-        "is not an absolute path"
-    } else if path.contains('\0') {
-        "has a zero byte in it"
-    } else if path.len() > PATH_BYTES_MAX {
-        "is too long a path"
-    } else {
-        return Ok(PathBuf::from(path));
-    };
-    Err(serde::de::Error::custom(format!("\"{}\" {why}", limits::quote(&path))))
-}
-
-fn some_path<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
-    path(deserializer).map(Some)
 }
 
 #[cfg(test)]

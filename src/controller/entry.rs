@@ -2,13 +2,21 @@
 
 use super::api::{Failure, FailureKind, Settings};
 use super::config::{Checksums, VolumeConfig};
+use super::media::Known;
 use crate::frontend::leftovers::Leftover;
 use crate::group::VolumeId;
 use crate::increment::IncrementNo;
-use crate::metadata::State;
+use crate::metadata::media::Media;
+use crate::metadata::superblock::Superblock;
 use crate::uploader::Policy;
 use crate::volume::{Spec, Volume};
-use std::time::Instant;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How soon it is tried again to take a device back whose users wait.
+const AGAIN_MIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(30);
 
 /// What is going on with a volume.
 pub(super) enum Phase {
@@ -25,6 +33,21 @@ pub(super) struct Waiting {
     pub device: Leftover,
     /// Why it could not be taken back, once that was tried.
     pub why: Option<String>,
+    /// When it is tried again, and after how long the next time.
+    pub again: Instant,
+    pause: Duration,
+}
+
+impl Waiting {
+    pub fn new(device: Leftover) -> Self {
+        Self { device, why: None, again: Instant::now(), pause: AGAIN_MIN }
+    }
+
+    pub fn failed(&mut self, why: &Failure) {
+        self.why = Some(why.to_string());
+        self.again = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(AGAIN_MAX);
+    }
 }
 
 /// A volume.
@@ -35,7 +58,12 @@ pub(super) struct Entry {
     pub phase: Phase,
     /// Only while it is not up.
     pub waiting: Option<Waiting>,
-    pub state: State,
+    /// Where the metadata is.
+    pub media_path: PathBuf,
+    /// The metadata as it was found by the last start, or left by the last stop.
+    pub known: Known,
+    /// The metadata of a volume that is up.
+    pub media: Option<Arc<Media>>,
     /// The increment it is part of, or about to be.
     pub increment: Option<IncrementNo>,
     /// Number and cut of the last completed increment, of this run.
@@ -79,15 +107,17 @@ impl Rate {
 }
 
 impl Entry {
-    pub fn new(id: VolumeId, config: VolumeConfig, state: State) -> Self {
+    pub fn new(id: VolumeId, config: VolumeConfig, media_path: PathBuf, known: Known) -> Self {
         Self {
             id,
             settings: config.settings(),
             config,
             phase: Phase::Down,
             waiting: None,
-            full_copy: state.full_copy_needed || state.incomplete,
-            state,
+            full_copy: known.full_copy(),
+            media_path,
+            known,
+            media: None,
             increment: None,
             last_complete: None,
             last_abort: None,
@@ -98,6 +128,28 @@ impl Entry {
             aborted: 0,
             hold_us_max: 0,
             rate: Rate::default(),
+        }
+    }
+
+    /// The volume is down, and this is what its metadata says; `None` if that could not be seen.
+    pub fn learn(&mut self, known: Option<Box<Known>>) {
+        if let Some(known) = known {
+            // A full copy that was cut short goes on where it was; the secondary is not usable before.
+            self.full_copy = known.full_copy();
+            self.known = *known;
+        }
+    }
+
+    /// Stores a change of the superblock of a volume that is up, without anybody waiting for it: the change only spares
+    /// copying or tells history. A failure shows in the volume's status, and a later start does without the change.
+    pub fn note_in_media(&mut self, change: impl Fn(&mut Superblock) + Send + 'static) {
+        change(&mut self.known.superblock);
+        if let Some(media) = self.media.clone() {
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = media.update(change) {
+                    tracing::error!("{error}");
+                }
+            });
         }
     }
 
@@ -131,13 +183,13 @@ impl Entry {
     }
 
     pub fn spec(&self, name: &str) -> Spec {
-        let waiting = self.waiting.as_ref().map(|waiting| &waiting.device);
         Spec {
             name: name.to_owned(),
             track_size: self.config.track_size,
-            queues: waiting.map_or(self.config.queues, |device| device.queues),
-            depth: waiting.map_or(self.config.depth, |device| device.depth),
-            waiting: waiting.map(|device| device.id),
+            queues: self.config.queues,
+            depth: self.config.depth,
+            owner: self.known.superblock.owner(),
+            waiting: None,
             image_bytes: self.config.image_pool,
             window: usize::from(self.config.drain_window),
             checksum_all: self.config.checksums == Checksums::All,
@@ -163,13 +215,18 @@ pub(super) fn policy(settings: &Settings) -> Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::geometry::Geometry;
     use crate::metadata::Side;
+    use crate::metadata::media::Way;
 
     #[test]
     fn a_volume_has_one_writer_of_its_file_at_a_time() {
         let side = || Side { identity: String::new(), size: 1 << 20 };
         let config = VolumeConfig::new("/a".into(), "/b".into());
-        let mut entry = Entry::new(VolumeId(0), config, State::new(side(), side(), 65536));
+        let geometry = Geometry::new(1 << 20, 65536).expect("valid");
+        let superblock = Superblock::new([0; 16], "v", [side(), side(), side()], &geometry, 4 << 20);
+        let known = Known { superblock, way: Way::New, tracks: 0, hot_regions: 0, damaged_pages: 0 };
+        let mut entry = Entry::new(VolumeId(0), config, "/m".into(), known);
         assert!(entry.may_be_set("v").is_ok());
         entry.writing = true;
         assert!(entry.may_be_set("v").is_err());

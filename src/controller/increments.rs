@@ -6,7 +6,9 @@ use super::entry::Phase;
 use super::{Controller, Note, Reply, answer};
 use crate::group::{Group, GroupEffect, VolumeId};
 use crate::increment::{AbortReason, Effect, Event, IncrementNo, Refusal};
+use crate::metadata::media::Media;
 use crate::uploader::Report;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_blocking};
@@ -75,15 +77,17 @@ fn refused(names: &[String], refusal: Refusal) -> Failure {
 }
 
 impl Controller {
-    /// `start`: stores the number in every volume's record, then makes the cut (seed 004 \[0039\]).
+    /// `start`: stores the number in every volume's superblock, then makes the cut (seed 004 \[0039\]).
     pub(super) fn start(&mut self, start: &Start, reply: Reply) {
         match self.reserve(start) {
             Ok((number, run_timer_ms, stores)) => {
                 let reservation = Reservation { number, names: start.volumes.clone(), run_timer_ms, reply };
                 let notes = self.notes.clone();
                 spawn_blocking(move || {
-                    let result = stores.into_iter().try_for_each(|(state, path)| {
-                        state.store(&path).map_err(|error| Failure::new(FailureKind::Io, error.to_string()))
+                    // Into every volume's superblock before the cut: a number is never used twice, whatever happens.
+                    let result = stores.into_iter().try_for_each(|media: Arc<Media>| {
+                        let written = media.update(|superblock| superblock.last_increment = number.0);
+                        written.map(drop).map_err(Failure::from)
                     });
                     let _ = notes.send(Note::Reserved(reservation, result));
                 });
@@ -93,11 +97,7 @@ impl Controller {
     }
 
     /// Takes the next number for all of them, or refuses if one cannot take part.
-    #[expect(clippy::type_complexity, reason = "used once, taken apart at once")]
-    fn reserve(
-        &mut self,
-        start: &Start,
-    ) -> Result<(IncrementNo, u64, Vec<(crate::metadata::State, std::path::PathBuf)>), Failure> {
+    fn reserve(&mut self, start: &Start) -> Result<(IncrementNo, u64, Vec<Arc<Media>>), Failure> {
         let (mut last, mut run_timer_ms) = (self.last_increment, u64::MAX);
         for name in &start.volumes {
             let entry = self.entry(name)?;
@@ -109,17 +109,16 @@ impl Controller {
                 };
                 return Err(refused(std::slice::from_ref(name), refusal));
             }
-            last = last.max(entry.state.last_increment);
+            last = last.max(entry.known.superblock.last_increment);
             run_timer_ms = run_timer_ms.min(entry.settings.run_timer_ms);
         }
         let number = IncrementNo(last + 1);
         let mut stores = Vec::new();
         for name in &start.volumes {
-            let path = self.state_path(name);
             let entry = self.entry_mut(name)?;
-            entry.state.last_increment = number.0;
+            entry.known.superblock.last_increment = number.0;
             entry.increment = Some(number);
-            stores.push((entry.state.clone(), path));
+            stores.extend(entry.media.clone());
         }
         self.last_increment = number.0;
         Ok((number, start.run_timer_ms.unwrap_or(run_timer_ms), stores))
@@ -393,7 +392,11 @@ impl Controller {
             for name in &running.names {
                 if let Some(entry) = self.volumes.get_mut(name) {
                     entry.completed += 1;
-                    entry.state.completed = Some(super::lifecycle::completed(number.0, running.cut_at));
+                    let completed = super::lifecycle::completed(number.0, running.cut_at);
+                    entry.note_in_media(move |superblock| {
+                        superblock.completed = Some(completed);
+                        superblock.incomplete = false;
+                    });
                     entry.last_complete = Some((number, running.cut_at));
                     entry.full_copy = false;
                 }

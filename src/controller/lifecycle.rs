@@ -1,41 +1,25 @@
 //! A volume's comings and goings: create, up, down, delete, and the end of the daemon. Everything that opens a device,
-//! talks to the kernel's driver or stores a record runs on a thread that may block, and comes back as a [`Note`].
+//! talks to the kernel's driver or writes metadata runs on a thread that may block, and comes back as a [`Note`].
 
 use super::api::{Create, Done, Down, Failure, FailureKind, Response, UpReply};
-use super::config::{Direct, VolumeConfig};
+use super::config::{MetadataErrorPolicy, VolumeConfig};
 use super::entry::{Entry, Phase};
-use super::{Controller, Note, Reply, answer, limits, need};
+use super::media::{self, Known};
+use super::report::seconds;
+use super::{Controller, Note, Reply, answer, need};
+use crate::frontend::leftovers;
 use crate::frontend::openers;
-use crate::geometry::Geometry;
 use crate::group::VolumeId;
-use crate::metadata::{MetadataError, Side, State};
-use crate::storage::{self, Device, ErrorKind, OpenError, Options, SecondaryOptions};
-use crate::volume::{Marks, Volume, VolumeError};
-use std::path::PathBuf;
+use crate::metadata::media::{Media, Recovery, Way};
+use crate::metadata::superblock::Superblock;
+use crate::storage::Device;
+use crate::tracking::Epoch;
+use crate::uploader::Report;
+use crate::volume::{Intent, Marks, Spec, Volume, VolumeError};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-
-impl From<OpenError> for Failure {
-    fn from(error: OpenError) -> Self {
-        let kind = match error.kind() {
-            ErrorKind::NotFound => FailureKind::NotFound,
-            ErrorKind::Permission => FailureKind::Permission,
-            ErrorKind::Io => FailureKind::Io,
-            ErrorKind::Unsafe => FailureKind::Unsafe,
-            ErrorKind::Busy => FailureKind::WrongState,
-            ErrorKind::Invalid => FailureKind::Failed,
-        };
-        Self::new(kind, error.to_string())
-    }
-}
-
-impl From<MetadataError> for Failure {
-    fn from(error: MetadataError) -> Self {
-        let kind = if matches!(error, MetadataError::Io { .. }) { FailureKind::Io } else { FailureKind::Failed };
-        Self::new(kind, error.to_string())
-    }
-}
 
 impl From<VolumeError> for Failure {
     fn from(error: VolumeError) -> Self {
@@ -43,44 +27,19 @@ impl From<VolumeError> for Failure {
     }
 }
 
-/// A volume's description and record.
-pub(super) type Described = (Box<VolumeConfig>, Box<State>);
+/// A volume's description and what is known of it.
+pub(super) type Described = (Box<VolumeConfig>, Box<Known>);
 
-/// A volume that is up, its record, and what is not as it should be.
+/// A volume that has come up, with its metadata as it is now, and what is not as it should be.
 pub(super) struct IsUp {
     volume: Box<Volume>,
-    state: Box<State>,
+    media: Arc<Media>,
+    known: Box<Known>,
     warnings: Vec<String>,
 }
 
-/// A failed `up`, and the record as it is now.
-pub(super) type NotUp = (Failure, Box<State>);
-
-/// Both devices of a volume, opened and checked.
-fn open(config: &VolumeConfig, own: Vec<u32>, first: Option<bool>) -> Result<(Device, Device), Failure> {
-    let direct = if config.direct == Direct::Off { storage::Direct::Off } else { storage::Direct::Auto };
-    let common = Options { direct, own_devices: own, ..Options::default() };
-    let primary = storage::open_primary(&config.primary, &common)?;
-    let options = SecondaryOptions { common, check_signature: first.is_some(), force: first == Some(true) };
-    let secondary = storage::open_secondary(&config.secondary, &primary, &options)?;
-    Geometry::new(primary.size(), config.track_size)
-        .map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))?;
-    Ok((primary, secondary))
-}
-
-/// What is to be said of a device that is not used as directly as was wanted.
-fn buffered(device: &Device) -> Option<String> {
-    let why = device.limits().buffered_because.as_ref()?;
-    let path = limits::shorten(&device.path().to_string_lossy(), 4096);
-    Some(format!(
-        "{path} is used through the page cache: {why}; move it to where direct I/O works, or set direct = \"off\" in \
-         the volume's file if this is wanted"
-    ))
-}
-
-fn sides(primary: &Device, secondary: &Device, config: &VolumeConfig) -> (Side, Side, u32) {
-    (Side::of(primary), Side::of(secondary), u32::try_from(config.track_size).unwrap_or(u32::MAX))
-}
+/// A failure, and what is known of the metadata now, if it could be seen.
+pub(super) type Failed = (Failure, Option<Box<Known>>);
 
 /// Refuses a device that somebody has open. Blocks.
 pub(super) fn unused(name: &str, device: &str) -> Result<(), Failure> {
@@ -94,29 +53,27 @@ pub(super) fn unused(name: &str, device: &str) -> Result<(), Failure> {
 }
 
 impl Controller {
-    pub(super) fn state_path(&self, name: &str) -> PathBuf {
-        State::path(&self.config.daemon.state_dir, name)
-    }
-
-    /// Volumes that were created before: those with a record.
+    /// Volumes that were created before: those with metadata.
     pub(super) fn load_known(&mut self) -> Result<(), Failure> {
         let directory = &self.config.daemon.state_dir;
         std::fs::create_dir_all(directory)
             .map_err(|error| Failure::new(FailureKind::Io, format!("cannot make {}: {error}", directory.display())))?;
         for name in self.config.volume_names()? {
-            match self.config.volume(&name).and_then(|config| Ok((config, State::load(&self.state_path(&name))?))) {
-                Ok((config, Some(state))) => self.add(name, config, state),
-                Ok((_, None)) => tracing::info!("{name}: has a configuration but was never created"),
+            let volume = self.config.volume(&name);
+            match volume.and_then(|volume| Ok((media::look(&self.config.metadata_path(&name, &volume))?, volume))) {
+                Ok((Some(known), volume)) => self.add(name, volume, known),
+                Ok((None, _)) => tracing::info!("{name}: has a configuration but was never created"),
                 Err(failure) => tracing::error!("{name}: left out: {failure}; then restart the daemon"),
             }
         }
         Ok(())
     }
 
-    fn add(&mut self, name: String, config: VolumeConfig, state: State) {
+    fn add(&mut self, name: String, config: VolumeConfig, known: Known) {
         let id = VolumeId(self.next_id);
         self.next_id += 1;
-        self.volumes.insert(name, Entry::new(id, config, state));
+        let path = self.config.metadata_path(&name, &config);
+        self.volumes.insert(name, Entry::new(id, config, path, known));
     }
 
     fn own_devices(&self) -> Vec<u32> {
@@ -134,24 +91,14 @@ impl Controller {
             let why = format!("{name} exists already; delete it first to make it anew");
             return answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
         }
-        let (config, own, path, notes) =
-            (self.config.clone(), self.own_devices(), self.state_path(&name), self.notes.clone());
+        let (config, own, notes) = (self.config.clone(), self.own_devices(), self.notes.clone());
         spawn_blocking(move || {
-            let result = config.volume(&name).and_then(|config| {
-                if State::load(&path).map_or(true, |found| found.is_some()) {
-                    // Of a volume that was left out at start: its numbers must not begin again.
-                    let why = format!(
-                        "there is a state record already, {}; restart the daemon and see its log",
-                        path.display()
-                    );
-                    return Err(Failure::new(FailureKind::WrongState, why));
-                }
-                let (primary, secondary) = open(&config, own, Some(force))?;
-                need::check(&config, primary.size())?;
-                let (one, other, track_size) = sides(&primary, &secondary, &config);
-                let state = State::new(one, other, track_size);
-                state.store(&path)?;
-                Ok((Box::new(config), Box::new(state)))
+            let result = config.volume(&name).and_then(|volume| {
+                let path = config.metadata_path(&name, &volume);
+                let (primary, secondary) = media::open(&volume, own.clone(), Some(force))?;
+                need::check(&volume, primary.size())?;
+                let known = media::create_media(&path, &name, &volume, own, [&primary, &secondary], force)?;
+                Ok((Box::new(volume), Box::new(known)))
             });
             let _ = notes.send(Note::Created(name, result, reply));
         });
@@ -159,85 +106,87 @@ impl Controller {
 
     pub(super) fn created(&mut self, name: &str, result: Result<Described, Failure>, reply: Reply) {
         self.creating.remove(name);
-        let result = result.map(|(config, state)| {
-            self.add(name.to_owned(), *config, *state);
+        let result = result.map(|(config, known)| {
+            self.add(name.to_owned(), *config, *known);
             Response::Done(Done::of(vec![name.to_owned()]))
         });
         answer(reply, result.map_err(|failure| Failure { message: format!("{name}: {failure}"), ..failure }));
     }
 
-    /// `up`: opens the devices, says in the record that the volume is in use, makes the device.
+    /// `up`: opens the devices, says in the metadata that the volume is in use, makes the device, or takes back the one
+    /// that has outlived its daemon.
     pub(super) fn up(&mut self, name: String, reply: Reply) {
-        let (path, own, epoch, began, notes) =
-            (self.state_path(&name), self.own_devices(), self.epoch.clone(), self.began, self.notes.clone());
+        let (own, epoch, began, notes) = (self.own_devices(), self.epoch.clone(), self.began, self.notes.clone());
+        let daemon = self.config.clone();
         let prepared = self.entry_mut(&name).and_then(|entry| {
             if !matches!(entry.phase, Phase::Down) {
                 entry.running()?;
                 return Err(Failure::new(FailureKind::WrongState, format!("{name} is up already")));
             }
             entry.phase = Phase::Busy("coming up");
-            Ok((entry.id, entry.spec(&name), entry.config.clone(), entry.state.clone()))
+            Ok((entry.id, entry.spec(&name), entry.config.clone()))
         });
-        let (id, spec, config, mut state) = match prepared {
+        let (id, mut spec, config) = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => return answer(reply, Err(failure)),
         };
-        let before = state.clone();
         spawn_blocking(move || {
             let to_note = notes.clone();
-            let result: Result<_, Failure> = open(&config, own, None).and_then(|(primary, secondary)| {
-                let (one, other, track_size) = sides(&primary, &secondary, &config);
-                state.check(&one, &other, track_size)?;
-                need::check(&config, primary.size())?;
-                let marks = state.begin().map_or(Marks::All, |tracks| Marks::These(tracks.into()));
-                let mut warnings: Vec<String> = [&primary, &secondary].into_iter().filter_map(buffered).collect();
-                // Before the first write is accepted: from here until a clean stop the record says nothing of tracks.
-                state.store(&path)?;
-                let report = move |report| drop(to_note.send(Note::Report(id, report)));
-                let volume = Volume::up(&spec, Arc::new(primary), Arc::new(secondary), &marks, epoch, began, report);
-                let volume = volume.inspect_err(|error| {
-                    // Unless a device may have been there for an instant, nothing has changed: the record says so
-                    // again.
-                    if !error.may_have_served() && before.store(&path).is_ok() {
-                        state = before.clone();
-                    }
-                })?;
-                state.incomplete |= matches!(marks, Marks::All);
-                warnings.extend(volume.lock_warning().map(str::to_owned));
-                Ok((Box::new(volume), warnings))
+            let report = move |report| drop(to_note.send(Note::Report(id, report)));
+            let path = daemon.metadata_path(&name, &config);
+            let suspend = config.metadata_error == MetadataErrorPolicy::SuspendIo;
+            let opened = media::open(&config, own.clone(), None).and_then(|(primary, secondary)| {
+                let media = media::open_media(&path, &name, &config, own, [&primary, &secondary])?;
+                // Only now, when it is certain that no other daemon serves the volume. A second device over the same
+                // primary would let the first one's old writes land on newer data, once it is taken back.
+                match leftovers::of(spec.owner).map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))? {
+                    Some(device) => spec.take_back(&device),
+                    None => need::check(&config, primary.size())?,
+                }
+                let recovery = media.recovery()?;
+                Ok((primary, secondary, Arc::new(media), recovery))
             });
-            let result = match result {
-                Ok((volume, warnings)) => Ok(IsUp { volume, state: Box::new(state), warnings }),
-                Err(failure) => Err((failure, Box::new(state))),
-            };
+            let result = opened.map_err(|failure| (failure, None)).and_then(|(primary, secondary, media, recovery)| {
+                let mut warnings: Vec<_> = [&primary, &secondary].into_iter().filter_map(media::buffered).collect();
+                let devices = (Arc::new(primary), Arc::new(secondary));
+                let up = serve(&spec, devices, &media, &recovery, (epoch, began, suspend), report);
+                match up {
+                    Ok((volume, superblock)) => {
+                        warnings.extend(volume.lock_warning().map(str::to_owned));
+                        Ok(IsUp { volume, media, known: Box::new(Known::new(superblock, &recovery)), warnings })
+                    }
+                    Err(failure) => Err((failure, known(&media))),
+                }
+            });
             let _ = notes.send(Note::Up(name, result, reply));
         });
     }
 
-    pub(super) fn is_up(&mut self, name: &str, result: Result<IsUp, NotUp>, reply: Reply) {
+    pub(super) fn is_up(&mut self, name: &str, result: Result<IsUp, Failed>, reply: Reply) {
         let Some(entry) = self.volumes.get_mut(name) else { return };
         match result {
-            Ok(IsUp { volume, state, warnings }) => {
+            Ok(IsUp { volume, media, known, warnings }) => {
                 let device = volume.device_path();
                 tracing::info!("{name} is up as {device}");
                 for warning in &warnings {
                     tracing::warn!("{name}: {warning}");
                 }
                 entry.warnings.clone_from(&warnings);
-                entry.full_copy = state.incomplete;
-                entry.state = *state;
+                say_what_was_found(name, &known);
+                entry.full_copy = known.full_copy();
+                entry.known = *known;
+                entry.media = Some(media);
                 entry.phase = Phase::Up(volume);
                 entry.waiting = None;
                 entry.told = false;
                 answer(reply, Ok(Response::Up(UpReply { volume: name.to_owned(), device, warnings })));
             }
-            Err((failure, state)) => {
+            Err((failure, known)) => {
                 entry.phase = Phase::Down;
                 if let Some(waiting) = &mut entry.waiting {
-                    waiting.why = Some(failure.to_string());
+                    waiting.failed(&failure);
                 }
-                entry.full_copy = state.full_copy_needed || state.incomplete;
-                entry.state = *state;
+                entry.learn(known);
                 tracing::error!("{name} could not come up: {failure}");
                 answer(reply, Err(Failure { message: format!("{name}: {failure}"), ..failure }));
             }
@@ -296,7 +245,7 @@ impl Controller {
             return;
         }
         self.abort_for(name);
-        let (path, notes) = (self.state_path(name), self.notes.clone());
+        let notes = self.notes.clone();
         let Some(entry) = self.volumes.get_mut(name) else { return };
         let volume = match std::mem::replace(&mut entry.phase, Phase::Busy("going down")) {
             Phase::Up(volume) => volume,
@@ -311,35 +260,32 @@ impl Controller {
         };
         // Held writes go before anything waits for the device; there is nothing to cut any more.
         volume.retire(true);
-        let (name, mut state) = (name.to_owned(), entry.state.clone());
-        let incomplete = entry.full_copy;
+        let (name, media, incomplete) = (name.to_owned(), entry.media.take(), entry.full_copy);
         spawn_blocking(move || {
+            // After a failure nothing is read again: the metadata may hang.
             let result = volume.down().map_err(Failure::from).and_then(|tracks| {
-                state.end(tracks.into());
-                state.incomplete = incomplete && !state.out_of_sync.is_empty();
-                state.store(&path)?;
-                Ok(Box::new(state))
+                let media = media.ok_or_else(|| Failure::new(FailureKind::Failed, "its metadata is not open"))?;
+                let superblock = media.end(&tracks, incomplete && !tracks.is_empty())?;
+                Ok(Box::new(Known::new(superblock, &media.recovery()?)))
             });
             let _ = notes.send(Note::Down(name, result, reply));
         });
     }
 
-    pub(super) fn is_down(&mut self, name: &str, result: Result<Box<State>, Failure>, reply: Option<Reply>) {
+    pub(super) fn is_down(&mut self, name: &str, result: Result<Box<Known>, Failure>, reply: Option<Reply>) {
         // Its drain may have ended before it could say that the rest of an aborted increment is back.
         self.gone(name);
         let Some(entry) = self.volumes.get_mut(name) else { return };
         let result = match result {
-            Ok(state) => {
-                tracing::info!("{name} is down, {} tracks out of sync", state.out_of_sync.len());
-                // A full copy that was cut short goes on where it was; the secondary is not usable before.
-                entry.full_copy = state.incomplete;
-                entry.state = *state;
+            Ok(known) => {
+                tracing::info!("{name} is down, {} tracks out of sync", known.tracks);
+                entry.learn(Some(known));
                 entry.phase = Phase::Down;
                 Ok(Response::Done(Done::of(vec![name.to_owned()])))
             }
             Err(failure) => {
-                tracing::error!("{name} was not taken down cleanly: {failure}; its next start copies everything");
-                entry.full_copy = true;
+                entry.known.way = Way::Unclean;
+                tracing::error!("{name} was not taken down cleanly: {failure}; its next start copies all hot regions");
                 entry.phase = Phase::Failed(failure.to_string());
                 Err(Failure { message: format!("{name}: {failure}"), ..failure })
             }
@@ -362,16 +308,12 @@ impl Controller {
         if let Some(entry) = self.volumes.get_mut(&name) {
             entry.phase = Phase::Busy("being deleted");
         }
-        let (config, path, notes) = (self.config.clone(), self.state_path(&name), self.notes.clone());
+        let (config, own, notes) = (self.config.clone(), self.own_devices(), self.notes.clone());
+        let volume = self.volumes.get(&name).map(|entry| entry.config.clone());
         spawn_blocking(move || {
-            // The record first: a configuration without one is only a volume that was never created.
-            let removed = match std::fs::remove_file(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-                removed => removed,
-            };
-            let removed = removed.map_err(|error| {
-                Failure::new(FailureKind::Io, format!("{name}: cannot remove {}: {error}", path.display()))
-            });
+            // The metadata first: a configuration without it is only a volume that was never created.
+            let removed = volume.map_or(Ok(()), |volume| media::remove(&config, &name, &volume, own));
+            let removed = removed.map_err(|failure| Failure { message: format!("{name}: {failure}"), ..failure });
             let result = removed.and_then(|()| config.remove_volume(&name));
             let _ = notes.send(Note::Deleted(name, result, reply));
         });
@@ -392,7 +334,7 @@ impl Controller {
         }
     }
 
-    /// The number of an increment over the volume is being stored: its record has another writer.
+    /// The number of an increment over the volume is being stored.
     fn is_being_cut(&self, name: &str) -> bool {
         let number = self.volumes.get(name).and_then(|entry| entry.increment);
         number.is_some_and(|number| !self.increments.contains_key(&number))
@@ -430,8 +372,76 @@ impl Controller {
         let names = failed.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ");
         Err(Failure::new(
             FailureKind::Failed,
-            format!("not taken down cleanly: {names}; their next start copies everything"),
+            format!("not taken down cleanly: {names}; their next start copies all tracks of hot regions"),
         ))
+    }
+}
+
+/// Says in the metadata that the volume is in use, then serves it. Blocks.
+fn serve(
+    spec: &Spec,
+    (primary, secondary): (Arc<Device>, Arc<Device>),
+    media: &Media,
+    recovery: &Recovery,
+    (epoch, began, suspend): (Arc<Epoch>, Instant, bool),
+    report: impl Fn(Report) + Send + 'static,
+) -> Result<(Box<Volume>, Superblock), Failure> {
+    let before = media.superblock();
+    let all = before.geometry().map(|geometry| geometry.tracks());
+    let marks = if Some(recovery.tracks.count()) == all { Marks::All } else { Marks::These(recovery.tracks.clone()) };
+    // Before the first write is accepted: from here until a clean stop only the intent pages tell what may differ.
+    let superblock = media.begin(recovery, true)?;
+    let name = spec.name.clone();
+    let intent = Intent {
+        pages: Box::new(media.intent_area()),
+        region_size: superblock.region_size.into(),
+        hot: recovery.hot.words.clone(),
+        suspend,
+        failed: Box::new(move |error| {
+            tracing::error!(
+                "{name}: the metadata could not be written: {error}; it cannot be stopped cleanly any more"
+            );
+        }),
+    };
+    match Volume::up(spec, primary, secondary, &marks, Some(intent), epoch, began, report) {
+        Ok(volume) => Ok((Box::new(volume), superblock)),
+        Err(error) => {
+            // Unless a device may have been there for an instant, nothing has changed: the superblock says so again.
+            if !error.may_have_served()
+                && let Err(error) = media.undo(&before)
+            {
+                tracing::warn!("{}: its clean stop is forgotten: {error}", spec.name);
+            }
+            Err(error.into())
+        }
+    }
+}
+
+fn known(media: &Media) -> Option<Box<Known>> {
+    let recovery = media.recovery().inspect_err(|error| tracing::warn!("{error}")).ok()?;
+    Some(Box::new(Known::new(media.superblock(), &recovery)))
+}
+
+/// What a start found that an administrator wants to know.
+fn say_what_was_found(name: &str, known: &Known) {
+    let gib = |regions: u64| seconds(regions * u64::from(known.superblock.region_size)) / seconds(1 << 30);
+    match known.way {
+        Way::Exact | Way::New => {}
+        Way::Unclean => tracing::warn!(
+            "{name} was not stopped cleanly; recovered: {} regions, {:.1} GiB are copied again",
+            known.hot_regions,
+            gib(known.hot_regions)
+        ),
+        Way::SavedDamaged => {
+            let regions = known.hot_regions;
+            tracing::warn!("{name}: the tracks of its clean stop are damaged; {regions} regions are copied again");
+        }
+        Way::Everything => tracing::warn!("{name} was not stopped cleanly; everything is copied again"),
+    }
+    if known.damaged_pages > 0 {
+        let regions = known.damaged_pages * crate::metadata::media::REGIONS_PER_PAGE;
+        let regions = regions.min(known.superblock.regions());
+        tracing::warn!("{name}: {} damaged pages: {:.1} GiB are copied again", known.damaged_pages, gib(regions));
     }
 }
 

@@ -1,5 +1,5 @@
 //! The daemon: volumes, increments over them, timers and answers. One task owns all of it and never blocks: what may
-//! block (opening devices, control commands of the kernel, storing a record) runs elsewhere and comes back as a
+//! block (opening devices, control commands of the kernel, writing metadata) runs elsewhere and comes back as a
 //! [`Note`].
 
 pub mod api;
@@ -9,10 +9,12 @@ mod entry;
 mod increments;
 mod lifecycle;
 pub mod limits;
+mod media;
 mod need;
 mod report;
 mod rewrite;
 mod takeover;
+mod values;
 mod watchers;
 
 use crate::frontend::features;
@@ -44,11 +46,11 @@ enum Note {
     Report(VolumeId, Report),
     Timer(IncrementNo, IncrementEvent),
     Created(String, Result<lifecycle::Described, Failure>, Reply),
-    Up(String, Result<lifecycle::IsUp, lifecycle::NotUp>, Reply),
+    Up(String, Result<lifecycle::IsUp, lifecycle::Failed>, Reply),
     Free(String, Result<(), Failure>, Reply),
     /// A device that waited was removed, or could not be.
     Removed(String, Result<(), Failure>, Reply),
-    Down(String, Result<Box<crate::metadata::State>, Failure>, Option<Reply>),
+    Down(String, Result<Box<media::Known>, Failure>, Option<Reply>),
     Deleted(String, Result<(), Failure>, Reply),
     /// The numbers of an increment about to be cut are stored, or could not be.
     Reserved(increments::Reservation, Result<(), Failure>),
@@ -84,6 +86,9 @@ impl std::fmt::Debug for Controller {
 ///
 /// Without the right to (not root) it goes on with a warning: devices of others cannot be served then anyway.
 pub fn prepare_process() -> Option<process::MountWatch> {
+    // Every thread inherits it. A device that waits to be taken back may hold dirty pages of the whole machine: to wait
+    // for memory on the way there could be to wait for oneself (H26).
+    let _ = process::become_io_flusher();
     if let Err(error) = process::lock_memory() {
         tracing::warn!("memory cannot be locked: {error}; the device may stall when memory is short");
     }
@@ -115,9 +120,7 @@ impl Controller {
         self.notes = sender;
         self.features = spawn_blocking(features::probe).await.unwrap_or(None);
         self.load_known()?;
-        if self.features.is_some() {
-            self.take_back().await;
-        }
+        self.take_back().await;
         let signal = |kind| {
             tokio::signal::unix::signal(kind).map_err(|error| {
                 let why = format!("cannot take signals: {error}; see whether files or memory have run out");

@@ -79,17 +79,23 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
             None => entry.last_abort.clone(),
         },
     };
-    let tracks = entry.state.out_of_sync.len();
+    let (known, superblock) = (&entry.known, &entry.known.superblock);
+    let tracks = known.tracks;
     VolumeReport {
         name: name.to_owned(),
         state,
         reason,
         warnings: Vec::new(),
         device: entry.waiting.as_ref().map(|waiting| waiting.device.path()),
-        size: entry.state.primary.size,
+        size: superblock.primary.size,
         track_size: entry.config.track_size,
         primary: entry.config.primary.display().to_string(),
         secondary: entry.config.secondary.display().to_string(),
+        metadata: entry.media_path.display().to_string(),
+        metadata_failed: false,
+        recovered_regions: known.recovered(),
+        hot_regions: known.hot_regions,
+        damaged_pages: known.damaged_pages,
         link: LinkState::Down,
         full_copy_needed: entry.full_copy,
         increment: None,
@@ -98,11 +104,11 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
         last_complete: entry
             .last_complete
             .map(|(number, _)| number.0)
-            .or(entry.state.completed.map(|completed| completed.increment)),
+            .or(superblock.completed.map(|completed| completed.increment)),
         last_complete_age_s: entry.last_complete.map(|(_, cut)| cut.elapsed().as_secs_f64()),
         lag_s: 0.0,
         out_of_sync_tracks: tracks,
-        out_of_sync_bytes: (tracks * entry.config.track_size).min(entry.state.primary.size),
+        out_of_sync_bytes: (tracks * entry.config.track_size).min(superblock.primary.size),
         recorded_tracks: 0,
         in_transit_bytes: 0,
         unreadable_tracks: 0,
@@ -122,6 +128,8 @@ fn fill(report: &mut VolumeReport, volume: &Volume, entry: &Entry, began: Instan
     report.device = Some(volume.device_path());
     report.warnings.clone_from(&entry.warnings);
     report.link = link(&figures);
+    report.hot_regions = volume.intent().hot;
+    report.metadata_failed = entry.media.as_ref().is_some_and(|media| media.has_failed());
     report.out_of_sync_tracks = tracking.out_of_sync().count();
     report.out_of_sync_bytes = geometry.bytes_of(report.out_of_sync_tracks);
     report.recorded_tracks = tracking.change_recording().count();
@@ -144,7 +152,7 @@ fn fill(report: &mut VolumeReport, volume: &Volume, entry: &Entry, began: Instan
 
 /// Figures this large need no more digits than a float has.
 #[expect(clippy::cast_precision_loss, reason = "for display only")]
-fn seconds(value: u64) -> f64 {
+pub(super) fn seconds(value: u64) -> f64 {
     value as f64
 }
 
@@ -161,7 +169,7 @@ fn link(figures: &Figures) -> LinkState {
 }
 
 fn counters(volume: &Volume, entry: &Entry, figures: &Figures) -> Counters {
-    let totals = figures.totals;
+    let (totals, intent) = (figures.totals, volume.intent());
     let mut counters = Counters {
         drained_bytes: totals.bytes,
         drained_tracks: totals.tracks,
@@ -173,6 +181,10 @@ fn counters(volume: &Volume, entry: &Entry, figures: &Figures) -> Counters {
         increments_completed: entry.completed,
         increments_aborted: entry.aborted,
         hold_us_max: entry.hold_us_max,
+        intent_page_writes: intent.page_writes,
+        intent_waits: intent.waited,
+        intent_marked_ahead: intent.marked_ahead,
+        intent_cleared: intent.cleared,
         ..Counters::default()
     };
     for queue in volume.counters() {

@@ -1,38 +1,55 @@
 //! Devices that have outlived the daemon that served them: each is taken back by bringing its volume up again, with its
-//! users noticing a pause and no error; what cannot be taken back waits, and can be removed. A daemon that is told to end
-//! leaves those that are in use to the next one: a restart, for a new version say, takes nothing from anybody.
+//! users noticing a pause and no error; what cannot be taken back waits, is tried again, and can be removed. A daemon that
+//! is told to end leaves those that are in use to the next one: a restart, for a new version say, takes nothing from
+//! anybody.
 
 use super::api::{Done, Failure, FailureKind, Response};
 use super::entry::{Entry, Phase, Waiting};
 use super::lifecycle::unused;
 use super::{Controller, Note, Reply, answer};
-use crate::frontend::leftovers::{self, Leftover};
-use crate::frontend::openers;
+use crate::frontend::{leftovers, openers};
+use std::time::Instant;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 impl Controller {
-    /// At the start: takes back every device that waits for a volume of ours, and removes the others.
+    /// At the start: takes back every device that waits for a volume of ours. Others are left alone, whoever they belong
+    /// to: a volume may only be unknown because of a slip in its configuration, and its device in use.
     pub(super) async fn take_back(&mut self) {
-        let (found, silent) = spawn_blocking(leftovers::find).await.unwrap_or_default();
-        for id in silent {
-            tracing::error!(
-                "the kernel does not answer about /dev/ublkb{id}, which a former daemon left; see its log, and restart \
-                 the machine if the device can be neither used nor removed"
-            );
-        }
+        let found = spawn_blocking(leftovers::find).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        let found = found.unwrap_or_else(|error| {
+            tracing::error!("cannot look for devices that a former daemon left: {error}");
+            Vec::new()
+        });
         for device in found {
-            let entry = self.volumes.get_mut(&device.volume);
-            match entry.filter(|entry| device.waits && entry.waiting.is_none()) {
-                Some(entry) => {
-                    let name = device.volume.clone();
-                    tracing::info!("{name}: {} has outlived its daemon; taking it back", device.path());
-                    entry.waiting = Some(Waiting { device, why: None });
-                    // Nobody asked; what comes of it is in the log and in the status.
-                    self.up(name, oneshot::channel().0);
+            let path = device.path();
+            let owner = device.owner;
+            match self.volumes.iter_mut().find(|(_, entry)| entry.known.superblock.owner() == owner) {
+                Some((name, entry)) if device.waits => {
+                    tracing::info!("{name}: {path} has outlived its daemon; taking it back");
+                    entry.waiting = Some(Waiting::new(device));
                 }
-                None => remove(&device).await,
+                None if device.is_held() => tracing::warn!(
+                    "{path} is the device of a volume that is not known here or was left out; its I/O waits until a \
+                     daemon knows that volume"
+                ),
+                _ => {}
             }
+        }
+        // All of them are known before the first one opens its files, which may be on another.
+        self.try_again();
+    }
+
+    /// Takes back what waits, when its time has come.
+    pub(super) fn try_again(&mut self) {
+        let now = Instant::now();
+        let due = |entry: &Entry| {
+            matches!(entry.phase, Phase::Down) && entry.waiting.as_ref().is_some_and(|waiting| waiting.again <= now)
+        };
+        let names: Vec<_> = self.volumes.iter().filter(|(_, entry)| due(entry)).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            // Nobody asked; what comes of it is in the log and in the status.
+            self.up(name, oneshot::channel().0);
         }
     }
 
@@ -60,14 +77,17 @@ impl Controller {
     /// `down` of a volume whose device waits: it cannot be saved any more by then, only removed.
     pub(super) fn remove_waiting(&mut self, name: String, force: bool, reply: Reply) {
         let Some(entry) = self.volumes.get_mut(&name) else { return };
-        let Some(Waiting { device, .. }) = &entry.waiting else { return };
-        let (device, notes) = (device.clone(), self.notes.clone());
+        let (owner, notes) = (entry.known.superblock.owner(), self.notes.clone());
         entry.phase = Phase::Busy("going down");
         spawn_blocking(move || {
-            let free = if force { Ok(()) } else { unused(&name, &device.path()) };
-            let result = free.and_then(|()| {
-                let why = || format!("{name}: the kernel did not remove {}; see its log", device.path());
-                leftovers::remove(device.id).then_some(()).ok_or_else(|| Failure::new(FailureKind::Failed, why()))
+            let failed = |error: std::io::Error| Failure::new(FailureKind::Failed, format!("{name}: {error}"));
+            // Its number may be another's by now.
+            let result = leftovers::of(owner).map_err(failed).and_then(|found| {
+                let Some(device) = found else { return Ok(()) };
+                if !force {
+                    unused(&name, &device.path())?;
+                }
+                leftovers::remove(device.id).map_err(failed)
             });
             let _ = notes.send(Note::Removed(name, result, reply));
         });
@@ -81,16 +101,5 @@ impl Controller {
             Response::Done(Done::of(vec![name.to_owned()]))
         });
         answer(reply, result);
-    }
-}
-
-/// Removes a device that no volume of ours wants.
-async fn remove(device: &Leftover) {
-    let id = device.id;
-    let of = if device.volume.is_empty() { "an unknown volume" } else { &device.volume };
-    if spawn_blocking(move || leftovers::remove(id)).await.unwrap_or(false) {
-        tracing::info!("removed {}, which a former daemon had left for {of}", device.path());
-    } else {
-        tracing::warn!("{}, which a former daemon had left for {of}, could not be removed", device.path());
     }
 }

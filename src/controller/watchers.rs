@@ -64,11 +64,16 @@ impl Controller {
     pub(super) fn look_after(&mut self) {
         let now = Instant::now();
         self.give_up_for_the_broken();
+        self.try_again();
         for entry in self.volumes.values_mut() {
             let seen = entry.running().map(|volume| (volume.figures().totals.bytes, volume.tracking().in_sync()));
             let Ok((bytes, in_sync)) = seen else { continue };
             entry.rate.update(now, bytes);
-            entry.full_copy &= !in_sync;
+            if entry.full_copy && in_sync {
+                entry.full_copy = false;
+                // Durable, or a crash would tell a full copy that is not needed.
+                entry.note_in_media(|superblock| superblock.incomplete = false);
+            }
         }
         for waiting in std::mem::take(&mut self.watchers.waiting) {
             match self.verdict(&waiting, now) {
@@ -222,6 +227,8 @@ fn fields(report: &VolumeReport, counters: bool) -> Fields {
         ("last-complete", number(report.last_complete)),
         ("aborted", report.counters.increments_aborted.to_string()),
         ("full-copy-needed", yes(report.full_copy_needed)),
+        ("recovered-regions", report.recovered_regions.to_string()),
+        ("metadata", if report.metadata_failed { "failed" } else { "ok" }.to_owned()),
     ];
     if counters {
         fields.extend([
@@ -229,6 +236,7 @@ fn fields(report: &VolumeReport, counters: bool) -> Fields {
             ("recorded", report.recorded_tracks.to_string()),
             ("in-transit", report.in_transit_bytes.to_string()),
             ("rate", report.rate_bytes_per_s.to_string()),
+            ("hot-regions", report.hot_regions.to_string()),
             ("lag", format!("{:.1}", report.lag_s)),
             ("images", report.images_used.to_string()),
             ("collisions", report.counters.collisions.to_string()),

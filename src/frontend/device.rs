@@ -4,10 +4,10 @@
 //! Stop order: the volume has let every held write go; `STOP_DEV` while the queues still serve; the queue threads end;
 //! their files and mappings are closed; `DEL_DEV`. Any other order can wait for itself.
 //!
-//! A device outlives a daemon that is killed: the kernel holds its I/O, hands what the daemon had in hand to the next
+//! A device outlives a daemon that is killed (H22): the kernel holds its I/O, hands what the daemon had in hand to the next
 //! one once more, and goes on with what waited. A write done twice is the same bytes twice, and is marked twice.
 
-use super::leftovers::VOLUME;
+use super::leftovers::Owner;
 use super::queue_io::Handler;
 use super::request::SECTOR_SHIFT;
 use super::run_dir;
@@ -33,6 +33,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(90);
 /// libublk asks for half a minute at a time.
 const TAKE_BACK_TRIES: u8 = 1;
+/// How long it may take until all its requests can be taken: its users wait already, and nothing is gained by giving up.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(300);
 /// Largest request of the host, in bytes: each tag has memory for one.
 pub const REQUEST_BYTES_MAX: u32 = 512 << 10;
 /// Largest discard or write-zeroes, in bytes: bounds how long marking one takes.
@@ -50,6 +52,8 @@ pub struct Shape {
     pub size: u64,
     pub queues: u16,
     pub depth: u16,
+    /// What the device says of its volume.
+    pub owner: Owner,
     /// The device of this number waits to be taken back.
     pub waiting: Option<u32>,
 }
@@ -68,6 +72,10 @@ pub enum DeviceError {
              device can be neither used nor removed"
     )]
     Stuck(&'static str, u64),
+    #[error(
+        "/dev/ublkb{0} was made over another primary: this one {1}; bring the right one back, or take the volume down"
+    )]
+    Unfit(i32, &'static str),
     #[error("{0}")]
     RunDir(io::Error),
     #[error("a queue of the device has failed, and with it the record of what it had under way; see the log")]
@@ -78,7 +86,7 @@ impl DeviceError {
     /// Whether the device may have been there, and been written to, before it went wrong.
     pub fn may_have_served(&self) -> bool {
         match self {
-            Self::NoDriver | Self::RunDir(_) => false,
+            Self::NoDriver | Self::RunDir(_) | Self::Unfit(..) => false,
             Self::Command(what, _) => *what == START || *what == STOP,
             Self::Stuck(what, _) => *what != ADD && *what != TAKE_BACK,
             Self::Queue => true,
@@ -136,10 +144,11 @@ impl UblkDevice {
         let (orders, to_do) = mpsc::channel();
         let (done, answers) = mpsc::channel();
         let ends = Arc::new(Ends::default());
-        let (adding, limit) =
-            if shape.waiting.is_some() { (TAKE_BACK, TAKE_BACK_TIMEOUT) } else { (ADD, COMMAND_TIMEOUT) };
-        let service =
-            Service { volume: name.to_owned(), shape, primary, shared, handler: Arc::new(handler), ends: ends.clone() };
+        let (adding, limit, start_limit) = match shape.waiting {
+            None => (ADD, COMMAND_TIMEOUT, COMMAND_TIMEOUT),
+            Some(_) => (TAKE_BACK, TAKE_BACK_TIMEOUT, RESTART_TIMEOUT),
+        };
+        let service = Service { shape, primary, shared, handler: Arc::new(handler), ends: ends.clone() };
         let thread = thread::Builder::new()
             .name(format!("{name}-device"))
             .spawn(move || service.run(&to_do, &done))
@@ -150,7 +159,7 @@ impl UblkDevice {
             Answer::Failed(error) => return Err(error),
             Answer::Started | Answer::Stopped => {}
         }
-        match device.answer(START, COMMAND_TIMEOUT)? {
+        match device.answer(START, start_limit)? {
             Answer::Failed(error) => Err(error),
             _ => Ok(device),
         }
@@ -196,7 +205,6 @@ impl UblkDevice {
 
 /// The device thread: everything that uses libublk's control ring, which is the thread's own.
 struct Service<F> {
-    volume: String,
     shape: Shape,
     primary: Arc<Device>,
     shared: Arc<Shared>,
@@ -207,14 +215,14 @@ struct Service<F> {
 impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
     fn run(&self, orders: &Receiver<Order>, answers: &Sender<Answer>) {
         let _ = process::become_io_flusher();
-        let (adding, control) = match self.shape.waiting {
-            None => (ADD, add(&self.shape)),
-            Some(id) => (TAKE_BACK, take_back(id, &self.shape)),
+        let control = match self.shape.waiting {
+            None => add(&self.shape).map_err(|error| command(ADD, &error)),
+            Some(id) => self.take_back(id),
         };
         let fail = |error| drop(answers.send(Answer::Failed(error)));
         let control = match control {
             Ok(control) => control,
-            Err(error) => return fail(command(adding, &error)),
+            Err(error) => return fail(error),
         };
         // What could not be made is removed; what could not be taken back goes on waiting, and its users with it.
         let give_up = || drop(self.shape.waiting.is_none().then(|| control.del_dev()));
@@ -222,25 +230,27 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
             // Nobody waits any more: it took too long.
             return give_up();
         }
-        let (device, threads) = match self.serve(&control) {
-            Ok(served) => served,
+        let mut threads = Vec::new();
+        let served = self.serve(&control, &mut threads);
+        let started = served.and_then(|device| control.start_dev(&device).map(|_| device));
+        let device = match started {
+            Ok(device) => device,
             Err(error) => {
+                // Not by stopping the device, which would end it for those who use it.
+                self.shared.abandon();
+                join(threads);
                 give_up();
-                return fail(command("serve the device", &error));
+                return fail(command(START, &error));
             }
         };
-        if let Err(error) = control.start_dev(&device) {
-            if self.shape.waiting.is_none() {
-                let _ = control.kill_dev();
-                join(threads);
-                drop(device);
-            }
-            give_up();
-            return fail(command(START, &error));
-        }
         let _ = answers.send(Answer::Started);
-        // A controller that is gone without a word wants the device gone as well.
-        let _ = orders.recv();
+        // A controller that is gone without a word wants the device gone as well, but not from under those who waited.
+        if orders.recv().is_err() && self.shape.waiting.is_some() {
+            tracing::error!("{} was taken back too late; restart the daemon", control.get_bdev_path());
+            loop {
+                thread::park();
+            }
+        }
         let removed = remove(&control, (device, threads), &self.ends);
         let _ = answers.send(match removed {
             Ok(()) if self.ends.failed.load(Relaxed) => Answer::Failed(DeviceError::Queue),
@@ -249,8 +259,20 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
         });
     }
 
+    fn take_back(&self, id: u32) -> Result<UblkCtrl, DeviceError> {
+        let failed = |error: UblkError| command(TAKE_BACK, &error);
+        let id = i32::try_from(id).map_err(|_| failed(UblkError::InvalidVal))?;
+        let waiting = UblkCtrl::new_simple(id).map_err(failed)?;
+        let mut old = sys::ublk_params { len: PARAMETERS_BYTES, ..Default::default() };
+        waiting.get_params(&mut old).map_err(failed)?;
+        if let Some(why) = unfit(&old, &parameters(self.shape.size, &self.primary)) {
+            return Err(DeviceError::Unfit(id, why));
+        }
+        recover(id, &waiting, &self.shape).map_err(failed)
+    }
+
     /// Starts a thread per queue.
-    fn serve(&self, control: &UblkCtrl) -> Result<Served, UblkError> {
+    fn serve(&self, control: &UblkCtrl, threads: &mut Vec<JoinHandle<()>>) -> Result<Arc<UblkDev>, UblkError> {
         let depth = control.dev_info().queue_depth;
         let describe = |device: &mut UblkDev| {
             device.tgt.dev_size = self.shape.size;
@@ -260,13 +282,10 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
             device.tgt.cq_depth = depth * 4;
             device.tgt.fds[1] = self.primary.raw_fd();
             device.tgt.nr_fds = 2;
-            // For the daemon that may have to take the device back.
-            device.set_target_json(serde_json::json!({ VOLUME: self.volume }));
             Ok(())
         };
         let device = Arc::new(UblkDev::new("farpoint".to_owned(), describe, control)?);
         let (tids, started) = mpsc::channel();
-        let mut threads = Vec::new();
         for queue in 0..device.dev_info.nr_hw_queues {
             let name = format!("ublk{}-q{queue}", device.dev_info.dev_id);
             let (device, shared, handler) = (device.clone(), self.shared.clone(), self.handler.clone());
@@ -277,7 +296,8 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
                 drop(tids);
                 let mut handler = handler(usize::from(queue));
                 if let Err(error) = ublk_queue::serve(queue, &device, &shared, &mut handler) {
-                    tracing::error!("queue {queue} has ended: {}; take the volume down", ublk_queue::describe(&error));
+                    let error = ublk_queue::describe(&error);
+                    tracing::error!("queue {queue} has ended: {error}; take the volume down and up again");
                     // Whoever waits for the queues to be ready must not wait for this one.
                     device.notify_buffer_registration_complete(true);
                     ends.failed.store(true, Relaxed);
@@ -291,7 +311,7 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
             control.set_thread_affinity(queue, tid);
             control.configure_queue(&device, queue, tid)?;
         }
-        Ok((device, threads))
+        Ok(device)
     }
 }
 
@@ -333,9 +353,7 @@ fn add(shape: &Shape) -> Result<UblkCtrl, UblkError> {
 }
 
 /// Begins to take a device back. The kernel refuses as long as it has not ended what the killed daemon left.
-fn take_back(id: u32, shape: &Shape) -> Result<UblkCtrl, UblkError> {
-    let id = i32::try_from(id).map_err(|_| UblkError::InvalidVal)?;
-    let waiting = UblkCtrl::new_simple(id)?;
+fn recover(id: i32, waiting: &UblkCtrl, shape: &Shape) -> Result<UblkCtrl, UblkError> {
     let mut left = TAKE_BACK_TRIES;
     loop {
         match waiting.start_user_recover()? {
@@ -345,6 +363,24 @@ fn take_back(id: u32, shape: &Shape) -> Result<UblkCtrl, UblkError> {
         }
     }
     control(id, shape, UblkFlags::UBLK_DEV_F_RECOVER_DEV, 0)
+}
+
+/// Why a device that was made with the parameters `old` cannot be served by a primary that would have `new` ones. The
+/// kernel gives a device no others as long as it exists.
+fn unfit(old: &sys::ublk_params, new: &sys::ublk_params) -> Option<&'static str> {
+    let (can, must) = (&new.discard, &old.discard);
+    if old.basic.dev_sectors != new.basic.dev_sectors {
+        Some("has another size")
+    } else if old.basic.logical_bs_shift < new.basic.logical_bs_shift {
+        Some("no longer takes writes as small as those of the device")
+    } else if (must.max_discard_sectors > 0 || must.max_write_zeroes_sectors > 0)
+        && can.max_discard_sectors == 0
+        && can.max_write_zeroes_sectors == 0
+    {
+        Some("can no longer make ranges zero, which the device offers")
+    } else {
+        None
+    }
 }
 
 fn control(id: i32, shape: &Shape, what: UblkFlags, flags: u64) -> Result<UblkCtrl, UblkError> {
@@ -358,10 +394,14 @@ fn control(id: i32, shape: &Shape, what: UblkFlags, flags: u64) -> Result<UblkCt
         // servers do.
         .dev_flags(what | UblkFlags::UBLK_DEV_F_SINGLE_CPU_AFFINITY)
         .ctrl_flags(flags)
+        .ctrl_target_flags(shape.owner.0)
         .build()
 }
 
 type Served = (Arc<UblkDev>, Vec<JoinHandle<()>>);
+
+#[expect(clippy::cast_possible_truncation, reason = "some hundred bytes")]
+const PARAMETERS_BYTES: u32 = size_of::<sys::ublk_params>() as u32;
 
 /// The device's limits, from the primary's (H29).
 fn parameters(size: u64, primary: &Device) -> sys::ublk_params {
@@ -371,7 +411,7 @@ fn parameters(size: u64, primary: &Device) -> sys::ublk_params {
     let zeroes = limits.zeroing.unmap.is_some() || limits.zeroing.keep.is_some();
     let attributes = sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA;
     let mut parameters = sys::ublk_params {
-        len: u32::try_from(size_of::<sys::ublk_params>()).unwrap_or(0),
+        len: PARAMETERS_BYTES,
         types: sys::UBLK_PARAM_TYPE_BASIC,
         basic: sys::ublk_param_basic {
             attrs: attributes,

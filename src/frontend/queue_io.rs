@@ -2,6 +2,7 @@
 //! one implementation of the first, the simulation's queue another; both bring the same to the same [`Handler`].
 
 use super::request::{Request, Tag};
+use crate::intent;
 use crate::tracking::Waiters;
 use crate::uploader::{ImageNo, ImageRead, Message};
 
@@ -33,6 +34,7 @@ pub trait QueueIo {
     /// Gives the memory of a before-image back that was not handed to the drain.
     fn free_image(&mut self, image: ImageNo);
     fn tell_drain(&mut self, message: Message);
+    fn tell_keeper(&mut self, message: intent::Message);
     /// Rings the doorbells of those who found a claim taken.
     fn wake(&mut self, waiters: Waiters);
     /// A monotonic clock in microseconds; asked only when a write has to wait.

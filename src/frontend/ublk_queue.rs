@@ -4,6 +4,7 @@
 use super::queue_io::{Handler, QueueIo, Zeroing};
 use super::request::{Request, Tag};
 use crate::doorbell::Doorbell;
+use crate::intent;
 use crate::storage;
 use crate::tracking::{Waiter, Waiters};
 use crate::uploader::{ImageNo, ImageRead, Images, Mailbox, Message};
@@ -14,6 +15,7 @@ use libublk::{BufDesc, UblkError, UblkIORes, UblkUringData, io::BufDescList};
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 /// The primary among the ring's fixed files; 0 is the ublk character device.
@@ -32,9 +34,12 @@ const IMAGE_SHIFT: u32 = 24;
 pub struct Shared {
     pub images: Arc<Images>,
     pub drain: Arc<Mailbox>,
+    pub keeper: Arc<intent::Mailbox>,
     /// One per queue.
     pub bells: Box<[Doorbell]>,
     pub zeroing: storage::Zeroing,
+    /// The device could not be started: its queues end although nobody has stopped it.
+    pub abandoned: AtomicBool,
     /// Time 0 of all times.
     pub began: Instant,
 }
@@ -47,6 +52,11 @@ impl Shared {
                 bell.ring();
             }
         }
+    }
+
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Relaxed);
+        self.ring_all();
     }
 
     pub fn ring_all(&self) {
@@ -142,6 +152,10 @@ impl QueueIo for UblkIo<'_> {
         self.shared.drain.tell(message);
     }
 
+    fn tell_keeper(&mut self, message: intent::Message) {
+        self.shared.keeper.tell(message);
+    }
+
     fn wake(&mut self, waiters: Waiters) {
         if waiters.none() {
             return;
@@ -192,6 +206,9 @@ fn serve_with(
     // The bell's poll is always under way and refers to no memory.
     while !(stopping && io.at_kernel == 0 && io.own <= 1) {
         wait()?;
+        if shared.abandoned.load(Relaxed) {
+            return Err(UblkError::OtherError(-libc::ECANCELED));
+        }
         let mut batch: [Option<cqueue::Entry>; BATCH] = [const { None }; BATCH];
         loop {
             // The places first: zipped the other way round, a completion for which there is no place would be lost.

@@ -3,6 +3,7 @@
 use crate::geometry::{TrackNo, TrackRange};
 use crate::tracking::Bitmap;
 use roaring::RoaringTreemap;
+use std::ops::Range;
 
 /// A set of tracks.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -39,8 +40,69 @@ impl Tracks {
         }
     }
 
+    /// Adds a run of tracks.
+    pub fn insert(&mut self, run: Range<u64>) {
+        self.0.insert_range(run);
+    }
+
+    /// Adds the tracks of `other`.
+    pub fn unite(&mut self, other: &Self) {
+        self.0 |= &other.0;
+    }
+
+    /// Keeps runs as runs.
+    pub fn compact(&mut self) {
+        self.0.optimize();
+    }
+
+    pub fn contains(&self, track: TrackNo) -> bool {
+        self.0.contains(track.0)
+    }
+
+    pub fn is_superset(&self, other: &Self) -> bool {
+        self.0.is_superset(&other.0)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub fn count(&self) -> u64 {
         self.0.len()
+    }
+
+    /// Calls `each` once for every run of `size` tracks, aligned to its size, that holds a track.
+    pub fn groups(&self, size: u64, mut each: impl FnMut(u64)) {
+        let mut next = 0;
+        loop {
+            let mut rest = self.0.iter();
+            rest.advance_to(next);
+            let Some(track) = rest.next() else { break };
+            each(track / size);
+            let Some(end) = (track / size + 1).checked_mul(size) else { break };
+            next = end;
+        }
+    }
+}
+
+impl FromIterator<u64> for Tracks {
+    fn from_iter<I: IntoIterator<Item = u64>>(tracks: I) -> Self {
+        Self(tracks.into_iter().collect())
+    }
+}
+
+impl FromIterator<Range<u64>> for Tracks {
+    fn from_iter<I: IntoIterator<Item = Range<u64>>>(runs: I) -> Self {
+        let mut tracks = Self::default();
+        runs.into_iter().for_each(|run| tracks.insert(run));
+        tracks.compact();
+        tracks
+    }
+}
+
+impl AsRef<RoaringTreemap> for Tracks {
+    fn as_ref(&self) -> &RoaringTreemap {
+        &self.0
     }
 }
 

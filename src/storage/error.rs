@@ -61,6 +61,8 @@ pub enum OpenError {
     Locked { path: PathBuf, by: String },
     #[error("{path:?} cannot be the secondary: {why}; use a separate device or file")]
     Overlap { path: PathBuf, why: String },
+    #[error("{path:?} cannot hold the metadata: {why}; use a separate device or file")]
+    Shared { path: PathBuf, why: String },
     #[error("{path:?} lies on /dev/ublkb{id}, a device that this daemon itself serves; use another device or file")]
     OwnDevice { path: PathBuf, id: u32 },
     #[error("{path:?} holds data ({found}) that mirroring would destroy; use another, or --force if it may be lost")]
@@ -93,6 +95,7 @@ impl OpenError {
             | Self::NoDirect { .. }
             | Self::Unusable { .. }
             | Self::Overlap { .. }
+            | Self::Shared { .. }
             | Self::OwnDevice { .. } => ErrorKind::Invalid,
         }
     }

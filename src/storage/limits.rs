@@ -173,7 +173,7 @@ fn direct_alignment(file: &File, ends: &[u64]) -> Result<u32, String> {
 const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 
 /// On the open file description itself, so that lock and I/O stay on one.
-fn set_direct(file: &File) -> nix::Result<()> {
+pub(super) fn set_direct(file: &File) -> nix::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(file.as_fd(), FcntlArg::F_GETFL)?);
     fcntl(file.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_DIRECT)).map(drop)
 }

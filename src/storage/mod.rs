@@ -1,16 +1,19 @@
 //! A file or block device, opened safely: what it is, how big, how it must be read and written, and who else may not.
 //!
 //! Everything above this layer works on a [`Device`], which only [`open`] makes: it is exclusive, locked, checked, and
-//! described by its [`Limits`]. This layer never writes to a device, never decides what is copied where, and knows
-//! nothing of tracks. I/O itself is done by the owners of the rings through [`Device::raw_fd`].
+//! described by its [`Limits`]. This layer writes only what it is given, never decides what is copied where, and knows
+//! nothing of tracks. I/O is done by the owners of the rings through [`Device::raw_fd`]; only what lies on a metadata
+//! device goes through [`Device::read_at`] and [`Device::write_at`].
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod durable;
 pub mod error;
 pub mod holders;
 pub mod limits;
@@ -22,10 +25,10 @@ pub mod topology;
 
 pub use error::{ErrorKind, OpenError};
 pub use limits::{Direct, Limits, Zeroing};
-pub use open::{Options, SecondaryOptions, open_primary, open_secondary};
+pub use open::{Options, SecondaryOptions, open_metadata, open_primary, open_read_only, open_secondary};
 pub use topology::Place;
 
-/// The two things a volume can be made of.
+/// The two kinds of things a volume can be made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
@@ -104,8 +107,29 @@ impl Device {
         self.file.as_raw_fd()
     }
 
+    /// Fills `buffer`; what lies behind the end reads as zeroes. Blocks; offset, length and buffer aligned to 4 KiB.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        durable::read(&self.file, offset, buffer)
+    }
+
+    /// Writes, and makes what was written durable if asked to. Blocks; offset, length and buffer aligned to 4 KiB.
+    pub fn write_at(&self, offset: u64, bytes: &[u8], durably: bool) -> io::Result<()> {
+        if durably { durable::write(&self.file, offset, bytes) } else { self.file.write_all_at(bytes, offset) }
+    }
+
     /// Makes everything written so far durable. Blocks; for threads without a ring.
     pub fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+}
+
+/// A file or block device opened only to be looked at.
+#[derive(Debug)]
+pub struct ReadOnly(File);
+
+impl ReadOnly {
+    /// As [`Device::read_at`].
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        durable::read(&self.0, offset, buffer)
     }
 }

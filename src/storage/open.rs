@@ -1,4 +1,5 @@
-//! Opening a primary or a secondary: every check that stands between a typing error and a destroyed file system.
+//! Opening a primary, a secondary or metadata: every check that stands between a typing error and a destroyed file
+//! system.
 //!
 //! The order matters. The name is opened without touching the thing (`O_PATH`) and everything that can be told from
 //! outside is; then that very thing, not its path again, is opened for I/O through `/proc/self/fd`, exclusively if it
@@ -26,7 +27,7 @@ use nix::libc;
 use super::error::OpenError;
 use super::limits::{self, Direct, Extra, Limits, LimitsError};
 use super::topology::{self, Place};
-use super::{Device, Identity, Kind, holders, signature};
+use super::{Device, Identity, Kind, ReadOnly, holders, signature};
 
 /// udev and the last requests of a killed predecessor let go of a device within moments; this is how often one looks.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
@@ -79,13 +80,56 @@ pub fn open_secondary(path: &Path, primary: &Device, options: &SecondaryOptions)
         return Err(OpenError::LargeBlocks { path: path.to_owned(), block, primary: primary_block });
     }
     if options.check_signature && !options.force {
-        match signature::find(&device.file) {
-            Ok(None) => {}
-            Ok(Some(found)) => return Err(OpenError::Signature { path: path.to_owned(), found }),
-            Err(why) => return Err(OpenError::Unchecked { path: path.to_owned(), why }),
-        }
+        no_signature(path, &device.file)?;
     }
     Ok(device)
+}
+
+/// Opens what is to hold the metadata of a volume made of `others`. `check_signature` as for a secondary.
+pub fn open_metadata(
+    path: &Path,
+    options: &Options,
+    check_signature: bool,
+    others: &[&Device],
+) -> Result<Device, OpenError> {
+    let place = find(path)?.place;
+    if let Some(why) = others.iter().find_map(|other| topology::overlaps(&place, &other.place)) {
+        return Err(OpenError::Shared { path: path.to_owned(), why });
+    }
+    let device = open(path, options, None)?;
+    if check_signature {
+        no_signature(path, &device.file)?;
+    }
+    Ok(device)
+}
+
+/// Opens a file or device only to look at it, beside whoever has it. Returned with it: who that is.
+pub fn open_read_only(path: &Path) -> Result<(ReadOnly, Option<String>), OpenError> {
+    let found = find(path)?;
+    let name = format!("/proc/self/fd/{}", found.name.as_raw_fd());
+    let file = File::open(name).map_err(|error| match error.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM) => {
+            OpenError::Denied { path: found.owned(), why: "permission denied; run as root".to_owned() }
+        }
+        _ => found.io("opening it")(error),
+    })?;
+    if found.kind == Kind::Block {
+        // What a daemon wrote around the page cache is not in it; where this fails, it was not written around it.
+        let _ = limits::set_direct(&file);
+    }
+    let by = match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Some(holders::of_lock(&file).unwrap_or_else(|| "another process".to_owned())),
+        _ => None,
+    };
+    Ok((ReadOnly(file), by))
+}
+
+fn no_signature(path: &Path, file: &File) -> Result<(), OpenError> {
+    match signature::find(file) {
+        Ok(None) => Ok(()),
+        Ok(Some(found)) => Err(OpenError::Signature { path: path.to_owned(), found }),
+        Err(why) => Err(OpenError::Unchecked { path: path.to_owned(), why }),
+    }
 }
 
 /// A thing found by its path and not yet opened for I/O.

@@ -176,6 +176,22 @@ impl Bitmap {
         at.min(self.tracks) - start.0
     }
 
+    /// Whether any track of the run is set, found word by word.
+    pub fn any_set(&self, tracks: TrackRange) -> bool {
+        let mut at = tracks.start.0;
+        while at < tracks.end() {
+            let (word, bit) = Self::place(TrackNo(at));
+            let ahead = self.words[word].load(SeqCst) & !(bit - 1);
+            let next = (at / WORD_BITS + 1) * WORD_BITS;
+            let within = if tracks.end() < next { (1 << (tracks.end() % WORD_BITS)) - 1 } else { u64::MAX };
+            if ahead & within != 0 {
+                return true;
+            }
+            at = next;
+        }
+        false
+    }
+
     /// Moves every track that is set here to `other`, of the same size, a word at a time. At no instant is one in
     /// neither.
     pub fn move_to(&self, other: &Self) {
@@ -289,6 +305,18 @@ mod tests {
                 prop_assert_eq!(by_runs.next_set(at), Some(track));
                 at = TrackNo(track.0 + 1);
             }
+        }
+
+        #[test]
+        fn a_run_holds_a_mark_if_one_of_its_tracks_does(
+            set in prop::collection::btree_set(0_u64..9000, 0..20), start in 0_u64..9000, count in 0_u64..400,
+        ) {
+            let bitmap = bitmap(9000);
+            for track in &set {
+                bitmap.set(TrackNo(*track));
+            }
+            let tracks = TrackRange { start: TrackNo(start), count: count.min(9000 - start) };
+            prop_assert_eq!(bitmap.any_set(tracks), set.range(tracks.numbers()).next().is_some());
         }
 
         #[test]

@@ -104,6 +104,8 @@ pub struct Tracking {
     asleep: AtomicU64,
     /// The aborted cut whose remains are to be folded in; 0 without one.
     unfolded: AtomicU64,
+    /// How often tracks were put back out of sync that had been taken.
+    put_back: AtomicU64,
     in_flight: Box<[InFlight]>,
 }
 
@@ -139,6 +141,7 @@ impl Tracking {
             in_hand: AtomicU64::new(0),
             asleep: AtomicU64::new(0),
             unfolded: AtomicU64::new(0),
+            put_back: AtomicU64::new(0),
             in_flight,
         }
     }
@@ -387,6 +390,16 @@ impl Tracking {
         unmarked() && self.owned() == 0 && self.in_hand.load(SeqCst) == 0 && unmarked()
     }
 
+    /// Whether a track of the run is marked in either structure. May say so of one that no longer is, or that never
+    /// was, but never denies one that was marked all the while.
+    pub fn any_marked(&self, tracks: TrackRange) -> bool {
+        let before = (self.roles.load(SeqCst), self.epoch.number());
+        // Folding moves marks from the spare to OOS and, while the roles stand, never back. The epoch besides: after
+        // two increments the word of the roles is the same again.
+        let marked = self.change_recording().any_set(tracks) || self.out_of_sync().any_set(tracks);
+        marked || (self.roles.load(SeqCst), self.epoch.number()) != before
+    }
+
     /// The content of the claimed tracks is in memory: others may write them.
     pub fn image_read(&self, tracks: TrackRange) {
         for track in tracks.iter() {
@@ -404,11 +417,19 @@ impl Tracking {
             self.out_of_sync().set(track);
             self.claims.release(track);
         }
+        self.put_back.fetch_add(1, SeqCst);
     }
 
     /// Puts tracks back out of sync whose copy did not reach the secondary.
     pub fn mark_out_of_sync(&self, tracks: TrackRange) {
         self.out_of_sync().set_run(tracks);
+        self.put_back.fetch_add(1, SeqCst);
+    }
+
+    /// How often that was. Whoever finds it unchanged, after everything that the drain had in hand has ended, knows
+    /// that all of it has arrived: of what was put back, the mark may be gone again, and the content in hand.
+    pub fn put_back(&self) -> u64 {
+        self.put_back.load(SeqCst)
     }
 
     /// The drain is about to sleep for want of marks: the next write that finishes has to wake it. To be followed by

@@ -6,7 +6,7 @@
 
 use crate::geometry::{TrackNo, TrackRange};
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 /// Index of a run's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +62,9 @@ pub(super) struct Cargo {
     sending: usize,
     /// Per slot, the number of its run in the order of reading.
     serials: Vec<u64>,
+    /// Of each image, a number of the same order; and these numbers, in order.
+    image_serials: HashMap<ImageNo, u64>,
+    image_order: BTreeSet<u64>,
     next_serial: u64,
     /// Per slot, when its run was taken.
     taken_ms: Vec<u64>,
@@ -79,6 +82,8 @@ impl Cargo {
             imaged: HashMap::new(),
             sending: 0,
             serials: vec![0; slots],
+            image_serials: HashMap::new(),
+            image_order: BTreeSet::new(),
             next_serial: 0,
             taken_ms: vec![0; slots],
         }
@@ -203,6 +208,9 @@ impl Cargo {
     pub fn add_image(&mut self, image: ImageNo, track: TrackNo) {
         self.images.insert(image, (track, ImageState::Waiting));
         self.queue.push_back(image);
+        self.image_serials.insert(image, self.next_serial);
+        self.image_order.insert(self.next_serial);
+        self.next_serial += 1;
         *self.imaged.entry(track).or_insert(0) += 1;
     }
 
@@ -252,6 +260,13 @@ impl Cargo {
             self.images_in_transit.remove(&track);
             self.arrived(track);
         }
+        self.forget_serial(image);
+    }
+
+    fn forget_serial(&mut self, image: ImageNo) {
+        if let Some(serial) = self.image_serials.remove(&image) {
+            self.image_order.remove(&serial);
+        }
     }
 
     /// Ends the life of every image that waits, and names them.
@@ -260,6 +275,7 @@ impl Cargo {
         let waiting: Vec<ImageNo> = std::mem::take(&mut self.queue).into_iter().chain(behind).collect();
         for image in &waiting {
             self.images.remove(image);
+            self.forget_serial(*image);
         }
         self.imaged.clear();
         waiting
@@ -279,6 +295,12 @@ impl Cargo {
     /// Whether a before-image of the track waits or is being sent: how old a mark of the track is says neither.
     pub fn has_image(&self, track: TrackNo) -> bool {
         self.imaged.contains_key(&track) || self.images_in_transit.contains(&track)
+    }
+
+    /// Serial number of the oldest run or image that is not acknowledged yet; without any, the one that the next will
+    /// get.
+    pub fn oldest_serial(&self) -> u64 {
+        self.image_order.first().copied().unwrap_or(u64::MAX).min(self.serials().1)
     }
 
     /// Serial number that the next run will get, and the oldest one that is not acknowledged yet.

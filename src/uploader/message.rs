@@ -33,6 +33,8 @@ pub enum Message {
     },
     /// Something changed that the drain sees for itself: a cut, its end, an earlier write that finished, a mark.
     Look,
+    /// The keeper of the intent asks for a grace.
+    Grace(u64),
     Pause(bool),
     Policy(Policy),
     /// Finish what is under way, flush, and end.

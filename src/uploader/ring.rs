@@ -58,6 +58,8 @@ pub struct Parts {
     pub wake: Box<dyn Fn(Waiters) + Send>,
     /// Takes what the increment machine has to be told.
     pub report: Box<dyn Fn(Report) + Send>,
+    /// Takes the answers to graces.
+    pub graced: Box<dyn Fn(u64, bool) + Send>,
     pub figures: Arc<Mutex<Figures>>,
     /// Every run gets a checksum, not only those that are kept to be sent again.
     pub checksum_all: bool,
@@ -74,11 +76,12 @@ enum Request {
     Zero(SlotNo, Segment, i32),
     Image(ImageNo, TrackNo, u32),
     Flush,
+    FlushPrimary,
 }
 
 impl Request {
     fn is_for_secondary(self) -> bool {
-        !matches!(self, Self::Bell | Self::Read(..))
+        !matches!(self, Self::Bell | Self::Read(..) | Self::FlushPrimary)
     }
 }
 
@@ -123,8 +126,8 @@ impl Uploader {
             zero: Vec::with_capacity(run_tracks),
         });
         let slots: Vec<Slot> = slots.collect();
-        // What the window allows, the bell, a flush.
-        let requests = Requests::new(window + 2);
+        // What the window allows, the bell, a flush of either side.
+        let requests = Requests::new(window + 3);
         let entries = u32::try_from(2 * window.next_power_of_two() + 8).unwrap_or(1024);
         let ring = IoUring::builder().build(entries)?;
         ring.submitter().register_files(&[parts.primary.raw_fd(), parts.secondary_device.raw_fd()])?;
@@ -221,6 +224,7 @@ impl Uploader {
                 Message::GivenBack { track, since_ms, cut } => drain.given_back(tracking, track, since_ms, cut),
                 Message::Want { track, since_ms, cut } => drain.want(track, since_ms, cut),
                 Message::Look => {}
+                Message::Grace(id) => drain.grace(id),
                 Message::Pause(paused) => {
                     self.paused = paused;
                     drain.pause(paused);
@@ -241,6 +245,9 @@ impl Uploader {
         }
         for report in self.parts.drain.take_reports() {
             (self.parts.report)(report);
+        }
+        for (id, durable) in self.parts.drain.take_graced() {
+            (self.parts.graced)(id, durable);
         }
         // Only if a claim was let go: taking the word otherwise would ring for a claim that is still held, this drain's
         // own bell among them, over and over.
@@ -329,6 +336,10 @@ impl Uploader {
             Op::Flush => {
                 let entry = opcode::Fsync::new(SECONDARY).flags(types::FsyncFlags::DATASYNC).build();
                 self.push(entry, Request::Flush)
+            }
+            Op::FlushPrimary => {
+                let entry = opcode::Fsync::new(PRIMARY).flags(types::FsyncFlags::DATASYNC).build();
+                self.push(entry, Request::FlushPrimary)
             }
         }
     }
@@ -423,6 +434,7 @@ impl Uploader {
                     }
                 }
             }
+            Request::FlushPrimary => self.parts.drain.primary_flushed(result >= 0),
             Request::Flush => self.parts.drain.flush_done(result >= 0, now, &self.parts.tracking),
         }
         Ok(())

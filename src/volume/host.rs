@@ -1,10 +1,11 @@
 //! A host request's life, one queue's worth of it (DESIGN: a write's life).
 //!
-//! 1. Arrive: be let in to an epoch, or be parked while the volume holds.
-//! 2. (Durable intent of the regions touched goes here: nothing may be submitted before it is on media.)
+//! 1. Arrive: pin the regions touched; unless media shows all of them hot, be parked until it does, or fail (H1, H9).
+//! 2. Be let in to an epoch, or be parked while the volume holds. Only now: a write that waits for slow metadata must
+//!    not count as in flight, or it would hold up a cut.
 //! 3. Mark every track touched. After a cut, settle the collisions: tracks that the cut still needs.
 //! 4. Write to the primary.
-//! 5. Done, well or badly: mark again, count down, answer.
+//! 5. Done, well or badly: mark again, count down, unpin, answer.
 //!
 //! A state machine per tag without locks, allocation or logging; all I/O goes through [`QueueIo`]. It runs on the
 //! queue's own thread only. It must never let a write that collides reach the primary before the old content is safe,
@@ -13,6 +14,7 @@
 use crate::bugs::{Bug, present};
 use crate::frontend::{Handler, Op, QueueIo, Request, Tag, Zeroing};
 use crate::geometry::{TrackNo, TrackRange};
+use crate::intent::{self, RegionRange, Regions};
 use crate::tracking::{Admission, Collision, Ticket, Tracking, Waiter};
 use crate::uploader::{ImageRead, Message};
 use std::sync::Arc;
@@ -39,6 +41,9 @@ pub struct HostCounters {
     pub collisions_waited: AtomicU64,
     /// Longest time a write was parked, in microseconds.
     pub wait_us_max: AtomicU64,
+    /// Writes that waited for their intent, and the longest wait of one, in microseconds.
+    pub intent_waits: AtomicU64,
+    pub intent_wait_us_max: AtomicU64,
 }
 
 /// Adds without a locked instruction: each counter has one writer.
@@ -49,6 +54,8 @@ fn add(counter: &AtomicU64, value: u64) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Idle,
+    /// Waits for its intent.
+    Cold,
     /// Waits to be let in.
     Held,
     /// Let in; collisions before `next` are settled, `reading` images are being read. Parked if `parked`.
@@ -68,6 +75,8 @@ enum Stage {
 struct Slot {
     request: Request,
     tracks: TrackRange,
+    /// Pinned; none if it is not a write.
+    regions: RegionRange,
     ticket: Option<Ticket>,
     stage: Stage,
     /// When it was parked first, in microseconds; 0 if never.
@@ -96,6 +105,7 @@ impl Slot {
         Self {
             request: Self::NONE,
             tracks,
+            regions: RegionRange::NONE,
             ticket: None,
             stage: Stage::Idle,
             parked_us: 0,
@@ -111,6 +121,7 @@ impl Slot {
 pub struct Host {
     queue: usize,
     tracking: Arc<Tracking>,
+    regions: Arc<Regions>,
     /// A colliding write waits for the secondary (seed 004 FIG 6).
     send_first: Arc<AtomicBool>,
     counters: Arc<HostCounters>,
@@ -124,11 +135,12 @@ impl Host {
         queue: usize,
         depth: u16,
         tracking: Arc<Tracking>,
+        regions: Arc<Regions>,
         send_first: Arc<AtomicBool>,
         counters: Arc<HostCounters>,
     ) -> Self {
         let slots = (0..depth).map(|_| Slot::new()).collect();
-        Self { queue, tracking, send_first, counters, slots, parked: Vec::with_capacity(usize::from(depth)) }
+        Self { queue, tracking, regions, send_first, counters, slots, parked: Vec::with_capacity(usize::from(depth)) }
     }
 
     /// Whether a write waits for the doorbell.
@@ -136,7 +148,36 @@ impl Host {
         !self.parked.is_empty()
     }
 
-    /// Steps 1 to 3: be let in, mark, settle collisions.
+    /// Step 1, of a write that found a region cold. The keeper answers every letter with a ring, so that it is looked
+    /// at again after the last of its regions became hot, or after metadata has failed.
+    #[cold]
+    fn wait_for_intent(&mut self, tag: Tag, io: &mut impl QueueIo) {
+        if self.regions.refuses() {
+            return self.end(tag, -libc::EIO, io);
+        }
+        add(&self.counters.intent_waits, 1);
+        let slot = &mut self.slots[usize::from(tag)];
+        slot.stage = Stage::Cold;
+        let regions = slot.regions;
+        self.park(tag, io);
+        io.tell_keeper(intent::Message::Want { queue: self.queue, regions });
+    }
+
+    /// A parked write that waited for its intent is looked at again.
+    fn look_at_intent(&mut self, tag: Tag, io: &mut impl QueueIo) {
+        let slot = &self.slots[usize::from(tag)];
+        if self.regions.all_hot(slot.regions) {
+            let waited = io.now_us().saturating_sub(slot.parked_us);
+            self.counters.intent_wait_us_max.fetch_max(waited, Relaxed);
+            self.enter(tag, io);
+        } else if self.regions.refuses() {
+            self.end(tag, -libc::EIO, io);
+        } else {
+            self.parked.push(tag);
+        }
+    }
+
+    /// Steps 2 and 3: be let in, mark, settle collisions.
     fn enter(&mut self, tag: Tag, io: &mut impl QueueIo) {
         let slot = &mut self.slots[usize::from(tag)];
         let Admission::Admitted(ticket) = self.tracking.admit(self.queue) else {
@@ -282,6 +323,7 @@ impl Host {
         {
             io.tell_drain(Message::Look);
         }
+        self.regions.unpin(std::mem::replace(&mut slot.regions, RegionRange::NONE));
         io.complete(tag, answer);
     }
 }
@@ -298,7 +340,12 @@ impl Handler for Host {
         slot.collided_us = 0;
         if request.modifies() {
             slot.tracks = self.tracking.geometry().touched(request.offset, u64::from(request.length));
-            self.enter(tag, io);
+            slot.regions = self.regions.of(slot.tracks);
+            let pinned = self.regions.pin(slot.regions);
+            if pinned.tell {
+                io.tell_keeper(intent::Message::Look);
+            }
+            if pinned.hot { self.enter(tag, io) } else { self.wait_for_intent(tag, io) }
         } else {
             self.submit(tag, 0, 0, io);
         }
@@ -366,6 +413,7 @@ impl Handler for Host {
             let tag = self.parked.remove(0);
             let waits = self.must_wait(tag);
             match &mut self.slots[usize::from(tag)].stage {
+                Stage::Cold => self.look_at_intent(tag, io),
                 Stage::Held => self.enter(tag, io),
                 Stage::Colliding { .. } if waits => self.parked.push(tag),
                 Stage::Colliding { parked, .. } => {

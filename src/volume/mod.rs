@@ -1,21 +1,27 @@
-//! One running volume: joins the device, the tracking and the drain, and is what the controller commands.
+//! One running volume: joins the device, the tracking, the drain and the keeper of the intent, and is what the
+//! controller commands.
 //!
 //! It decides nothing about increments: it carries out what the increment machine says ([`Volume::arm`],
 //! [`Volume::release`], [`Volume::retire`]) and tells it what the drain reports.
 
 mod host;
+mod keeper;
 
 pub use host::{Host, HostCounters};
+pub use keeper::{Intent, IntentStatus, Pages};
 
 use crate::doorbell::Doorbell;
+use crate::frontend::leftovers::{Leftover, Owner};
 use crate::frontend::{DeviceError, Shape, Shared, UblkDevice};
 use crate::geometry::Geometry;
+use crate::intent;
 use crate::memory::{MemoryError, Words};
 use crate::metadata::Tracks;
 use crate::secondary::Secondary;
 use crate::storage::Device;
 use crate::tracking::{Bitmap, Epoch, Tracking};
 use crate::uploader::{Drain, Figures, Images, Limits, Mailbox, Message, Parts, Policy, Report, Uploader};
+use keeper::Kept;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -38,6 +44,8 @@ pub struct Spec {
     pub track_size: u64,
     pub queues: u16,
     pub depth: u16,
+    /// What the device is to say of its volume.
+    pub owner: Owner,
     /// The volume's device of this number has outlived its daemon and is taken back, with its queues and depth.
     pub waiting: Option<u32>,
     /// Memory for before-images, in bytes.
@@ -47,6 +55,13 @@ pub struct Spec {
     /// Every content gets a checksum on its way, not only those that are kept.
     pub checksum_all: bool,
     pub policy: Policy,
+}
+
+impl Spec {
+    /// The volume has a device already, which cannot be given other queues.
+    pub fn take_back(&mut self, device: &Leftover) {
+        (self.queues, self.depth, self.waiting) = (device.queues, device.depth, Some(device.id));
+    }
 }
 
 /// Tracks out of sync at the start.
@@ -63,6 +78,10 @@ pub enum VolumeError {
     Geometry(#[from] crate::geometry::GeometryError),
     #[error("{0}")]
     Memory(#[from] MemoryError),
+    #[error("cannot start the metadata thread: {0}; see whether memory, files or threads have run out")]
+    Keeper(io::Error),
+    #[error("the metadata could not be written, so that the next start has to take the volume as unclean")]
+    Metadata,
     #[error("cannot start the drain: {0}; see whether memory, files or threads have run out")]
     Drain(io::Error),
     #[error("the drain has ended by itself: {0}")]
@@ -77,9 +96,9 @@ impl VolumeError {
     /// Whether a device may have been there, and been written to, before it went wrong.
     pub fn may_have_served(&self) -> bool {
         match self {
-            Self::Geometry(_) | Self::Memory(_) | Self::Drain(_) => false,
+            Self::Geometry(_) | Self::Memory(_) | Self::Drain(_) | Self::Keeper(_) => false,
             Self::Device(error) => error.may_have_served(),
-            Self::Ended(_) | Self::Flush(_) => true,
+            Self::Ended(_) | Self::Flush(_) | Self::Metadata => true,
         }
     }
 }
@@ -97,15 +116,20 @@ pub struct Volume {
     send_first: Arc<AtomicBool>,
     drain: JoinHandle<io::Result<()>>,
     lock_warning: Option<String>,
+    kept: Kept,
 }
 
 impl Volume {
     /// Makes the device over `primary` and starts draining to `secondary`. Blocks; not for the control thread.
+    ///
+    /// Without an `intent` none is kept: an unclean stop means that everything is copied.
+    #[expect(clippy::too_many_arguments, reason = "what a volume is made of; each has a type of its own")]
     pub fn up(
         spec: &Spec,
         primary: Arc<Device>,
         secondary: Arc<Device>,
         marks: &Marks,
+        intent: Option<Intent>,
         epoch: Arc<Epoch>,
         began: Instant,
         report: impl Fn(Report) + Send + 'static,
@@ -117,20 +141,13 @@ impl Volume {
             Marks::All => tracking.out_of_sync().set_all(),
             Marks::These(tracks) => tracks.mark(tracking.out_of_sync()),
         }
-        let track_size = usize::try_from(spec.track_size).unwrap_or(usize::MAX);
-        let image_count = usize::try_from(spec.image_bytes / spec.track_size).unwrap_or(0);
-        let images = Arc::new(Images::new(image_count, track_size)?);
-        let bells = (0..spec.queues).map(|_| Doorbell::new()).collect::<nix::Result<Box<[Doorbell]>>>();
-        let bells = bells.map_err(|error| VolumeError::Drain(error.into()))?;
-        let mailbox = Mailbox::new(image_count + usize::from(spec.depth) * usize::from(spec.queues) + 64);
-        let mailbox = Arc::new(mailbox.map_err(|error| VolumeError::Drain(error.into()))?);
-        let zeroing = primary.limits().zeroing;
-        let shared = Arc::new(Shared { images: images.clone(), drain: mailbox.clone(), bells, zeroing, began });
+        let shared = shared(spec, &primary, began)?;
+        let (images, mailbox) = (shared.images.clone(), shared.drain.clone());
         let counters: Vec<_> = (0..spec.queues).map(|_| Arc::new(HostCounters::default())).collect();
         let send_first = Arc::new(AtomicBool::new(spec.policy.send_first));
 
         let figures = Arc::new(Mutex::new(Figures::default()));
-        let to_wake = shared.clone();
+        let (to_wake, keeper) = (shared.clone(), shared.keeper.clone());
         let parts = Parts {
             tracking: tracking.clone(),
             primary: primary.clone(),
@@ -142,16 +159,18 @@ impl Volume {
             began,
             wake: Box::new(move |waiters| to_wake.wake_queues(waiters)),
             report: Box::new(report),
+            graced: Box::new(move |id, durable| keeper.tell(intent::Message::Graced { id, durable })),
             figures: figures.clone(),
             checksum_all: spec.checksum_all,
         };
         let uploader = Uploader::new(parts, spec.window, usize::try_from(run_bytes(spec)).unwrap_or(usize::MAX));
         let uploader = uploader.map_err(VolumeError::Drain)?;
 
-        // The drain first: from the moment there is a device its writes are looked after.
+        // Drain and keeper first: from the moment there is a device its writes are looked after.
+        let kept = Kept::start(&spec.name, intent, &tracking, &shared)?;
         let drain = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(move || uploader.run());
         let drain = drain.map_err(VolumeError::Drain)?;
-        match Self::device(spec, &tracking, primary.clone(), &shared, &counters, &send_first) {
+        match Self::device(spec, &tracking, &kept, primary.clone(), &shared, &counters, &send_first) {
             Ok(device) => Ok(Self {
                 tracking,
                 primary,
@@ -163,6 +182,7 @@ impl Volume {
                 send_first,
                 drain,
                 lock_warning,
+                kept,
             }),
             Err(error) => {
                 mailbox.tell(Message::Stop);
@@ -175,16 +195,20 @@ impl Volume {
     fn device(
         spec: &Spec,
         tracking: &Arc<Tracking>,
+        kept: &Kept,
         primary: Arc<Device>,
         shared: &Arc<Shared>,
         counters: &[Arc<HostCounters>],
         send_first: &Arc<AtomicBool>,
     ) -> Result<UblkDevice, DeviceError> {
         let (tracking, counters, send_first) = (tracking.clone(), counters.to_vec(), send_first.clone());
-        let depth = spec.depth;
-        let handler =
-            move |queue: usize| Host::new(queue, depth, tracking.clone(), send_first.clone(), counters[queue].clone());
-        let shape = Shape { size: primary.size(), queues: spec.queues, depth, waiting: spec.waiting };
+        let (depth, regions) = (spec.depth, kept.regions.clone());
+        let handler = move |queue: usize| {
+            let (tracking, regions, send_first) = (tracking.clone(), regions.clone(), send_first.clone());
+            Host::new(queue, depth, tracking, regions, send_first, counters[queue].clone())
+        };
+        let shape =
+            Shape { size: primary.size(), queues: spec.queues, depth, owner: spec.owner, waiting: spec.waiting };
         UblkDevice::start(&spec.name, shape, primary, shared.clone(), handler)
     }
 
@@ -192,16 +216,19 @@ impl Volume {
     ///
     /// The volume must not be holding: held writes keep a device from stopping.
     pub fn down(self) -> Result<Tracks, VolumeError> {
-        let stopped = self.device.stop();
+        let (kept, device) = (self.kept, self.device);
+        let stopped = kept.while_attended(move || device.stop());
         self.mailbox.tell(Message::Stop);
         match self.drain.join() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(VolumeError::Ended(error)),
             Err(_) => return Err(VolumeError::Ended(io::Error::other("its thread has panicked"))),
         }
+        let kept = kept.stop();
         stopped?;
         // What the secondary has, it has durably. Were the primary's cache lost after a clean stop, nobody would know.
         self.primary.flush().map_err(VolumeError::Flush)?;
+        kept?;
         let mut tracks = Tracks::of(self.tracking.out_of_sync());
         tracks.add(self.tracking.change_recording());
         Ok(tracks)
@@ -258,6 +285,11 @@ impl Volume {
         *self.figures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What the keeper of the intent last said of itself.
+    pub fn intent(&self) -> intent::Figures {
+        self.kept.status.figures()
+    }
+
     /// Of each queue.
     pub fn counters(&self) -> &[Arc<HostCounters>] {
         &self.counters
@@ -283,6 +315,23 @@ impl Volume {
             None
         }
     }
+}
+
+/// What the volume's threads share: memory for before-images, mailboxes, bells.
+fn shared(spec: &Spec, primary: &Device, began: Instant) -> Result<Arc<Shared>, VolumeError> {
+    let track_size = usize::try_from(spec.track_size).unwrap_or(usize::MAX);
+    let image_count = usize::try_from(spec.image_bytes / spec.track_size).unwrap_or(0);
+    let tags = usize::from(spec.depth) * usize::from(spec.queues);
+    let failed = |error: nix::Error| VolumeError::Drain(error.into());
+    Ok(Arc::new(Shared {
+        images: Arc::new(Images::new(image_count, track_size)?),
+        drain: Arc::new(Mailbox::new(image_count + tags + 64).map_err(failed)?),
+        keeper: Arc::new(intent::Mailbox::new(tags + 64).map_err(failed)?),
+        bells: (0..spec.queues).map(|_| Doorbell::new()).collect::<nix::Result<_>>().map_err(failed)?,
+        zeroing: primary.limits().zeroing,
+        abandoned: AtomicBool::new(false),
+        began,
+    }))
 }
 
 /// The two bitmaps, and what is to be said if they could not be locked in memory.

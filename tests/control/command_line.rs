@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::fake::{self, Daemon, report};
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 19] = [
     "daemon",
     "create",
     "delete",
@@ -28,6 +28,8 @@ const COMMANDS: [&str; 17] = [
     "resume",
     "set",
     "events",
+    "check",
+    "dump",
     "completions",
     "man",
 ];

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::fake::PROMPT;
 
-fn directory() -> TempDir {
+pub fn directory() -> TempDir {
     let directory = tempfile::tempdir().expect("temporary directory");
     let at = directory.path();
     fs::set_permissions(at, fs::Permissions::from_mode(0o755)).expect("chmod");
@@ -23,14 +23,14 @@ fn directory() -> TempDir {
     directory
 }
 
-fn farpoint(directory: &Path, arguments: &[&str]) -> Command {
+pub fn farpoint(directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_farpoint"));
     command.arg("--config-dir").arg(directory.join("etc")).args(arguments).stdin(Stdio::null());
     command
 }
 
 /// Starts a daemon and returns when it says that it is ready, as a service manager would see it.
-fn start(directory: &Path) -> Child {
+pub fn start(directory: &Path) -> Child {
     let notified = directory.join("notify");
     let _ = fs::remove_file(&notified);
     let socket = UnixDatagram::bind(&notified).expect("bound");
@@ -43,7 +43,7 @@ fn start(directory: &Path) -> Child {
     daemon
 }
 
-fn end(daemon: Child, signal: Signal) -> Output {
+pub fn end(daemon: Child, signal: Signal) -> Output {
     let pid = Pid::from_raw(daemon.id().try_into().expect("a pid"));
     kill(pid, signal).expect("signalled");
     daemon.wait_with_output().expect("ended")

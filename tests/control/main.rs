@@ -6,5 +6,6 @@ mod command_line;
 mod daemon;
 mod fake;
 mod hostile;
+mod metadata;
 mod parser;
 mod rights;

@@ -54,6 +54,8 @@ pub struct Running {
 pub struct Controller {
     pub groups: Vec<Running>,
     numbers: u64,
+    /// The highest number of a cut that was made.
+    pub numbers_used: u64,
     inbox: VecDeque<Input>,
     acts: VecDeque<Act>,
     scheduled: bool,
@@ -61,7 +63,19 @@ pub struct Controller {
 
 impl Controller {
     pub fn new() -> Self {
-        Self { groups: Vec::new(), numbers: 0, inbox: VecDeque::new(), acts: VecDeque::new(), scheduled: false }
+        Self {
+            groups: Vec::new(),
+            numbers: 0,
+            numbers_used: 0,
+            inbox: VecDeque::new(),
+            acts: VecDeque::new(),
+            scheduled: false,
+        }
+    }
+
+    /// The numbers go on behind this one.
+    pub fn begin_after(&mut self, number: u64) {
+        (self.numbers, self.numbers_used) = (number, number);
     }
 
     pub fn is_idle(&self) -> bool {
@@ -196,6 +210,12 @@ impl World {
         self.controller.numbers += 1;
         let number = self.controller.numbers;
         self.note(Note::Command("start", number));
+        for &volume in volumes.iter().filter(|_| !self.options.forgetful) {
+            if let Some(media) = &self.volumes[volume].side.devices.media {
+                // Before the cut: a number that was given is never given again.
+                media.update(|superblock| superblock.last_increment = number).expect("a sound disk");
+            }
+        }
         let ids: Vec<_> = volumes.iter().map(|&volume| VolumeId(volume)).collect();
         let mut effects = Vec::new();
         match Group::start(IncrementNo(number), &ids, &mut effects) {
@@ -228,6 +248,7 @@ impl World {
                 self.note(Note::Begin(number));
                 // A planted second cut may come after a later one, of other volumes; the epoch only grows.
                 self.epoch.begin(number.max(self.epoch.number()));
+                self.controller.numbers_used = self.epoch.number();
             }
             Act::Look(volume) => {
                 self.volumes[volume].side.tell_drain(Message::Look);

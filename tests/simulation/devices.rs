@@ -5,23 +5,51 @@
 //! Memory is as cruel as the real one: a before-image's buffer that is let go is the next to be handed out, and what is
 //! written to the secondary is what the buffer holds while the request is carried out, not when it was submitted.
 
+use crate::cache::Cache;
 use crate::checker::{Stamp, Violation};
+use crate::crash::Start;
+use crate::disk::Disk;
 use crate::options::{Options, SECTOR, TRACK_SECTORS};
 use crate::rng::Rng;
 use farpoint::geometry::{Geometry, TrackNo, TrackRange};
+use farpoint::intent::PageNo;
+use farpoint::metadata::media::Media;
+use farpoint::metadata::medium::Page;
 use farpoint::uploader::{ImageNo, ImageRead, Segment, SlotNo};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What a request does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IoKind {
-    HostRead { queue: usize, tag: u16, done: usize },
-    HostWrite { queue: usize, tag: u16, write: u32, zero: bool },
-    HostFlush { queue: usize, tag: u16 },
-    ReadImage { queue: usize, tag: u16, read: ImageRead },
+    HostRead {
+        queue: usize,
+        tag: u16,
+        done: usize,
+    },
+    HostWrite {
+        queue: usize,
+        tag: u16,
+        write: u32,
+        zero: bool,
+    },
+    HostFlush {
+        queue: usize,
+        tag: u16,
+    },
+    ReadImage {
+        queue: usize,
+        tag: u16,
+        read: ImageRead,
+    },
     ReadRun(SlotNo),
     SendRun(SlotNo, Segment),
     SendImage(ImageNo, TrackNo),
     FlushSecondary,
+    /// The drain's.
+    FlushPrimary,
+    /// A page of the intent: the keeper's write of this number.
+    WritePage(usize),
 }
 
 impl IoKind {
@@ -33,7 +61,8 @@ impl IoKind {
             Self::ReadImage { .. } => 2,
             Self::ReadRun(_) => 3,
             Self::SendRun(..) | Self::SendImage(..) => 4,
-            Self::FlushSecondary => 5,
+            Self::FlushSecondary | Self::FlushPrimary => 5,
+            Self::WritePage(_) => 8,
         }
     }
 
@@ -109,6 +138,14 @@ pub struct Devices {
     pub geometry: Geometry,
     pub sectors: usize,
     pub primary: Vec<Stamp>,
+    pub cache: Cache,
+    /// The metadata, unless the run does without, and what keeps it.
+    pub media: Option<Media>,
+    pub disk: Option<Arc<Disk>>,
+    pub volume_id: [u8; 16],
+    pub intent_offset: u64,
+    /// Pages being written.
+    pub pages: BTreeMap<usize, (PageNo, Page)>,
     /// Tracks that cannot be read.
     pub unreadable: Vec<bool>,
     pub secondary: Secondary,
@@ -126,11 +163,10 @@ pub fn index(number: u64) -> usize {
 }
 
 impl Devices {
-    pub fn new(volume: usize, options: &Options) -> Self {
-        let sectors = options.tracks * TRACK_SECTORS - options.tail;
-        let geometry = Geometry::new(sectors as u64 * SECTOR, TRACK_SECTORS as u64 * SECTOR).expect("valid");
-        let primary: Vec<Stamp> = (0..sectors).map(|sector| Stamp::new(0, volume, sector, false)).collect();
-        let first = if options.first_copy { vec![Stamp::BLANK; sectors] } else { primary.clone() };
+    pub fn new(options: &Options, (primary, first): (Vec<Stamp>, Vec<Stamp>), start: Option<Start>) -> Self {
+        let (sectors, geometry) = (options.sectors(), options.geometry());
+        let superblock = start.as_ref().map(|start| start.media.superblock());
+        let (media, disk) = start.map(|start| (start.media, start.disk)).unzip();
         let run_sectors = index(options.limits.run_tracks) * TRACK_SECTORS;
         Self {
             geometry,
@@ -146,7 +182,13 @@ impl Devices {
                 hung: Vec::new(),
                 sending: vec![0; options.tracks],
             },
+            cache: Cache::new(&primary),
             primary,
+            media,
+            disk,
+            volume_id: superblock.as_ref().map_or([0; 16], |superblock| superblock.id),
+            intent_offset: superblock.map_or(0, |superblock| superblock.layout.intent_offset),
+            pages: BTreeMap::new(),
             slots: vec![vec![Stamp::BLANK; run_sectors]; options.limits.window],
             slot_starts: vec![0; options.limits.window],
             images: vec![vec![Stamp::BLANK; TRACK_SECTORS]; options.images],
@@ -173,6 +215,7 @@ impl Devices {
             match io.kind {
                 IoKind::HostWrite { write, zero, .. } => {
                     self.primary[sector] = Stamp::new(write, io.volume, sector, zero);
+                    self.cache.put(sector);
                 }
                 IoKind::HostRead { queue, tag, done: before } => {
                     self.host_memory[queue][usize::from(tag)][before + done] = self.primary[sector];
@@ -187,7 +230,14 @@ impl Devices {
                     self.secondary.put(sector, stamp);
                 }
                 IoKind::SendImage(image, _) => self.secondary.put(sector, self.images[image.0][done]),
-                IoKind::HostFlush { .. } | IoKind::FlushSecondary => {}
+                IoKind::WritePage(number) => {
+                    let (page, content) = &self.pages[&number];
+                    let offset = self.intent_offset + page.0 * farpoint::metadata::layout::PAGE_BYTES as u64;
+                    if let Some(disk) = &self.disk {
+                        disk.land(offset, sector, &content.0);
+                    }
+                }
+                IoKind::HostFlush { .. } | IoKind::FlushSecondary | IoKind::FlushPrimary => {}
             }
         }
     }

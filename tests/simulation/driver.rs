@@ -7,6 +7,7 @@ use crate::devices::{Fate, Io, IoKind, index};
 use crate::trace::Note;
 use crate::world::{Volume, World};
 use farpoint::increment::AbortReason;
+use farpoint::intent::{self, RegionNo};
 use farpoint::uploader::{ImageNo, Message, Op, Report};
 use std::collections::VecDeque;
 
@@ -181,6 +182,7 @@ impl World {
                 }
                 Message::Want { track, since_ms, cut } => volume.drain.want(track, since_ms, cut),
                 Message::Look | Message::Stop => {}
+                Message::Grace(id) => volume.drain.grace(id),
                 Message::Pause(paused) => volume.drain.pause(paused),
                 Message::Policy(policy) => {
                     volume.driver.wait_ms = policy.collision_wait_ms;
@@ -207,7 +209,7 @@ impl World {
 
     fn carry_out(&mut self, index: usize, op: Op) {
         self.note(Note::Poll(index, op));
-        self.volumes[index].driver.under_way += usize::from(op != Op::Flush);
+        self.volumes[index].driver.under_way += usize::from(!matches!(op, Op::Flush | Op::FlushPrimary));
         if self.volumes[index].driver.under_way > self.options.limits.window {
             self.breach("window", format!("volume {index} has more requests under way than its window allows"));
         }
@@ -226,6 +228,11 @@ impl World {
                 }
             }
             Op::WriteImage(image, track) => self.write_image(index, image, track),
+            Op::FlushPrimary => {
+                let side = &mut self.volumes[index].side;
+                side.devices.cache.begin_flush(None, &side.devices.primary);
+                side.submit(IoKind::FlushPrimary, 0, 0);
+            }
             Op::Flush => {
                 self.volumes[index].side.devices.secondary.begin_flush();
                 self.volumes[index].side.submit(IoKind::FlushSecondary, 0, 0);
@@ -259,6 +266,7 @@ impl World {
         let mut ok = io.fate == Fate::Good;
         match io.kind {
             IoKind::ReadRun(_) => ok &= !devices.cannot_read(io),
+            IoKind::FlushPrimary => devices.cache.end_flush(None, ok),
             IoKind::FlushSecondary => {
                 ok &= !std::mem::take(&mut devices.secondary.lose);
                 devices.secondary.end_flush(ok, &mut self.rng);
@@ -277,7 +285,7 @@ impl World {
     fn look_at(&mut self, index: usize, answer: Answer) {
         let now_ms = self.now_ms();
         let Volume { drain, tracking, side, driver, .. } = &mut self.volumes[index];
-        driver.under_way -= usize::from(answer.kind != IoKind::FlushSecondary);
+        driver.under_way -= usize::from(!matches!(answer.kind, IoKind::FlushSecondary | IoKind::FlushPrimary));
         driver.secondary_errors += u64::from(!answer.ok && answer.kind.to_secondary());
         match answer.kind {
             IoKind::ReadRun(slot) if answer.ok => {
@@ -286,6 +294,7 @@ impl World {
             IoKind::ReadRun(slot) => drain.read_failed(slot, now_ms, tracking),
             IoKind::SendRun(slot, segment) => drain.write_done(slot, segment, answer.ok, now_ms, tracking),
             IoKind::SendImage(image, _) => drain.image_done(image, answer.ok, now_ms, tracking),
+            IoKind::FlushPrimary => drain.primary_flushed(answer.ok),
             IoKind::FlushSecondary => drain.flush_done(answer.ok, now_ms, tracking),
             _ => {}
         }
@@ -302,6 +311,10 @@ impl World {
             self.breach("H35", format!("volume {index} counts errors that the secondary did not give"));
         }
         let volume = &mut self.volumes[index];
+        for (id, durable) in volume.drain.take_graced() {
+            volume.side.letters.push_back(intent::Message::Graced { id, durable });
+            volume.side.ring_keeper = true;
+        }
         for image in volume.drain.take_freed() {
             volume.side.devices.free_images.push(image);
         }
@@ -338,6 +351,7 @@ impl World {
             && volume.tracking.in_flight() == 0
             && images == self.options.images
             && volume.side.mailbox.is_empty()
+            && (0..volume.regions.count()).all(|region| volume.regions.pins(RegionNo(region)) == 0)
             && index(volume.drain.tracks_unreadable()) == 0
     }
 }

@@ -14,15 +14,20 @@
     reason = "a test program, where brevity counts for more"
 )]
 
+mod cache;
 mod checker;
 mod controller;
+mod crash;
 mod devices;
+mod disk;
 mod driver;
+mod keeper;
 mod options;
 mod rng;
 mod run;
 mod side;
 mod trace;
+mod volume;
 mod workload;
 mod world;
 
@@ -37,6 +42,9 @@ use world::Coverage;
 /// Seeds that every run of the tests goes through, and fresh ones besides.
 const FIXED_SEEDS: u64 = 4000;
 const FRESH_SEEDS: u64 = 2000;
+/// Runs that are cut off at every step, and the last of these.
+const CRASH_SEEDS: u64 = 12;
+const CRASH_STEPS: u64 = 300;
 /// Each known bug has to be found within so many seeds.
 const BUG_SEEDS: u64 = 2000;
 
@@ -119,12 +127,28 @@ fn fresh_seeds_keep_every_promise() {
     run_all(first..first.saturating_add(count), time);
 }
 
+/// The make-up of a seed's run, with more of what a bug needs that shows too rarely: failures of sends and reads while
+/// a grace is under way, and a crash soon after; or many increments of several volumes, and none cut short.
+fn options_for(bug: Bug, seed: u64) -> Options {
+    let mut options = options(seed);
+    if bug == Bug::ClearedAfterFailure {
+        (options.rates.damage, options.rates.secondary_error, options.crashes) = (20, 20, 6);
+        options.intent = options.intent.map(|intent| farpoint::intent::Limits { hot_max: 0, idle_ms: 1, ..intent });
+        options.limits.flush_ms = 1;
+    }
+    if bug == Bug::EarlyRelease {
+        (options.crashes, options.stops, options.cold) = (0, 0, false);
+        (options.volumes, options.rates.disturb, options.rates.metadata_error) = (3, 10, 0);
+    }
+    options
+}
+
 /// The bug has to break one of these promises; what other checks it trips before does not count.
 fn must_be_found(bug: Bug, promises: &[&str]) {
     plant(Some(bug));
     let (mut steps, mut panics) = (0, 0);
     for seed in 0..BUG_SEEDS {
-        let Ok(outcome) = catch_unwind(AssertUnwindSafe(|| run(seed, options(seed), false))) else {
+        let Ok(outcome) = catch_unwind(AssertUnwindSafe(|| run(seed, options_for(bug, seed), false))) else {
             panics += 1;
             continue;
         };
@@ -152,6 +176,37 @@ fn loss_must_be_found(deaf: Deaf) {
 #[test]
 fn a_finished_write_that_wakes_nobody_is_found() {
     loss_must_be_found(Deaf::Finish);
+}
+
+#[test]
+fn a_letter_that_nobody_hears_of_is_found() {
+    loss_must_be_found(Deaf::Letter);
+}
+
+#[test]
+fn a_keeper_that_tells_nobody_is_found() {
+    loss_must_be_found(Deaf::Intent);
+}
+
+#[test]
+fn a_number_used_twice_is_found() {
+    let found = (0..BUG_SEEDS).find_map(|seed| {
+        let outcome = run(seed, Options { forgetful: true, ..options(seed) }, false);
+        outcome.violation.filter(|violation| violation.promise == "numbers")
+    });
+    println!("{}", found.expect("no number was used twice"));
+}
+
+/// Short runs, each cut off at every one of its steps.
+#[test]
+fn a_crash_at_every_step_loses_nothing() {
+    for seed in 0..CRASH_SEEDS {
+        for step in 1..CRASH_STEPS {
+            let outcome = run::run_to(seed, options(seed), step);
+            report(seed, &outcome);
+            assert!(outcome.violation.is_none(), "seed {seed}, cut off at step {step}");
+        }
+    }
 }
 
 #[test]
@@ -191,4 +246,14 @@ bugs_are_found! {
     an_image_given_up_too_soon_is_found: ImageReadOnce breaks ["kept"],
     a_late_want_that_counts_is_found: LateWantCounts breaks ["kept"],
     damage_that_fails_the_link_is_found: DamageFailsLink breaks ["H35"],
+    data_before_its_intent_is_found: DataBeforeIntent breaks ["P1"],
+    a_region_cleared_while_pinned_is_found: ClearedWhilePinned breaks ["P1"],
+    a_region_cleared_before_the_flush_is_found: ClearedBeforeFlush breaks ["P1"],
+    a_region_cleared_after_a_failure_is_found: ClearedAfterFailure breaks ["P1"],
+    a_primary_that_was_not_flushed_is_found: PrimaryNotFlushed breaks ["P1"],
+    a_page_write_skipped_is_found: PageWriteSkipped breaks ["P1"],
+    two_writes_of_a_page_are_found: TwoWritesOfAPage breaks ["P1"],
+    hot_regions_forgotten_are_found: HotForgotten breaks ["P1"],
+    a_damaged_page_read_as_cold_is_found: DamagedPageIsCold breaks ["P1"],
+    clean_before_the_tracks_is_found: CleanBeforeTracks breaks ["P1", "P7"],
 }

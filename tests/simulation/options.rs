@@ -2,13 +2,15 @@
 //! that rare combinations meet, and so that a fault which hides another is absent from many runs.
 
 use crate::rng::Rng;
+use farpoint::geometry::Geometry;
+use farpoint::intent;
 use farpoint::uploader::{Limits, Policy};
 
 /// Sectors of 512 bytes in a track of 4096, the smallest that the geometry allows.
 pub const TRACK_SECTORS: usize = 8;
 pub const SECTOR: u64 = 512;
 /// Kinds of event whose speeds differ from run to run.
-pub const CLASSES: usize = 8;
+pub const CLASSES: usize = 9;
 
 /// Shares in 256 of what the host asks for, and of what goes wrong.
 #[derive(Debug, Clone)]
@@ -22,6 +24,8 @@ pub struct Rates {
     pub host_error: u64,
     pub secondary_error: u64,
     pub damage: u64,
+    /// Share in 2048.
+    pub metadata_error: u64,
     /// Share of drained increments that are completed at once, of reached ones that are run at once.
     pub prompt: u64,
     /// One disturbance in so many steps; 0 for none.
@@ -39,6 +43,10 @@ pub enum Deaf {
     Finish,
     /// That of a claim let go.
     Claim,
+    /// A write's to the keeper of the intent.
+    Letter,
+    /// The keeper's to the writes that waited.
+    Intent,
 }
 
 /// The make-up of one run.
@@ -69,6 +77,16 @@ pub struct Options {
     pub fine: bool,
     /// The secondary is blank at first and everything is marked.
     pub first_copy: bool,
+    /// Tracks in a region, and how the intent is kept; without, every region is hot for ever.
+    pub region_tracks: u64,
+    pub intent: Option<intent::Limits>,
+    /// At first no region is hot.
+    pub cold: bool,
+    /// Shares in 8 of rounds that end in a crash, and of others that are followed by a clean stop.
+    pub crashes: u64,
+    pub stops: u64,
+    /// Numbers of increments are not stored before the cut, to prove that this is noticed.
+    pub forgetful: bool,
     /// Reached and drained groups wait for a command, instead of getting one by themselves.
     pub manual: bool,
     /// A wake-up that never reaches anyone, to prove that the loss of one is noticed.
@@ -102,11 +120,40 @@ impl Options {
             speeds: std::array::from_fn(|_| rng.pick(&[1, 2, 4, 8, 8, 8])),
             fine: rng.chance(1, 2),
             first_copy: rng.chance(1, 3),
+            region_tracks: rng.pick(&[1, 2, 4]),
+            intent: Some(Self::draw_intent(rng)),
+            cold: rng.chance(1, 2),
+            crashes: rng.pick(&[0, 0, 2, 6]),
+            stops: rng.pick(&[0, 0, 2, 6]),
+            forgetful: false,
             manual: false,
             deaf: None,
             rounds: 4,
             round_steps: rng.pick(&[500, 1500, 4000]),
             rates: Self::draw_rates(rng),
+        }
+    }
+
+    pub fn sectors(&self) -> usize {
+        self.tracks * TRACK_SECTORS - self.tail
+    }
+
+    pub fn geometry(&self) -> Geometry {
+        Geometry::new(self.sectors() as u64 * SECTOR, TRACK_SECTORS as u64 * SECTOR).expect("valid")
+    }
+
+    /// In bytes.
+    pub fn region_size(&self) -> u64 {
+        self.region_tracks * TRACK_SECTORS as u64 * SECTOR
+    }
+
+    fn draw_intent(rng: &mut Rng) -> intent::Limits {
+        intent::Limits {
+            hot_max: rng.pick(&[0, 1, 2, 100]),
+            idle_ms: rng.pick(&[1, 2, 5, 50]),
+            ahead: rng.pick(&[0, 0, 2, 4]),
+            batch: rng.pick(&[1, 2, 100]),
+            suspend: rng.chance(1, 2),
         }
     }
 
@@ -135,6 +182,7 @@ impl Options {
         let mut rare = |most: u64| if quiet || rng.chance(1, 2) { 0 } else { rng.between(1, most) };
         let (short, again, host_error, secondary_error) = (rare(30), rare(30), rare(8), rare(20));
         let (damage, faults, policy) = (rare(2), rare(160), rare(40));
+        let metadata_error = if rng.chance(1, 8) { rng.between(1, 40) } else { 0 };
         Rates {
             read: rng.pick(&[0, 20, 60]),
             discard: rng.pick(&[0, 10, 60]),
@@ -145,6 +193,7 @@ impl Options {
             host_error,
             secondary_error,
             damage,
+            metadata_error,
             prompt: rng.pick(&[128, 220, 250]),
             disturb: rng.pick(&[10, 30, 100]),
             faults,

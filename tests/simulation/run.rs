@@ -3,6 +3,7 @@
 
 use crate::checker::{Checker, Violation};
 use crate::controller::Command;
+use crate::crash::Stop;
 use crate::options::Options;
 use crate::rng::Rng;
 use crate::trace::Note;
@@ -37,12 +38,40 @@ pub fn run(seed: u64, options: Options, verbose: bool) -> Outcome {
     let mut world = World::new(options, seed, verbose);
     for _ in 0..world.options.rounds {
         world.work();
+        if world.violation.is_none() && world.rng.chance(world.options.crashes, 8) {
+            let stop = world.rng.pick(&[Stop::PowerCut, Stop::Killed]);
+            world.stop_and_start(stop);
+            continue;
+        }
         world.answer_all();
+        if world.violation.is_none() && world.rng.chance(world.options.stops, 8) {
+            world.stop_and_start(Stop::Clean);
+            continue;
+        }
         world.settle();
         if world.violation.is_some() {
             break;
         }
+        if world.rng.chance(1, 2) {
+            world.cool_down();
+        }
     }
+    if world.violation.is_none() {
+        world.settle();
+    }
+    world.outcome()
+}
+
+/// Runs a seed up to this step, cuts the power, and lets it settle.
+pub fn run_to(seed: u64, options: Options, step: u64) -> Outcome {
+    let mut world = World::new(options, seed, false);
+    world.faulty = true;
+    world.start_writers();
+    while world.coverage.steps < step && world.violation.is_none() && world.step() {
+        world.disturb();
+    }
+    world.stop_and_start(Stop::PowerCut);
+    world.settle();
     world.outcome()
 }
 
@@ -55,7 +84,9 @@ impl World {
         self.note(Note::Phase("work"));
         self.faulty = true;
         self.start_writers();
-        for step in 0..self.options.round_steps {
+        let steps = self.options.round_steps;
+        let steps = if self.options.crashes > 0 { self.rng.between(1, steps) } else { steps };
+        for step in 0..steps {
             self.disturb();
             if !self.step() || self.violation.is_some() {
                 break;
@@ -80,6 +111,7 @@ impl World {
         // The longest wait for collisions that a policy is drawn with; it counts for all tracks of a write together.
         let wait_us = 100_000;
         while self.requests_open() > 0 && self.violation.is_none() {
+            self.end_suspension();
             let steps = self.coverage.steps - began.1;
             let bound_us = hold_us + wait_us + steps * self.options.tick_us + 10_000;
             let waited_us = self.now_us - began.0;
@@ -101,7 +133,7 @@ impl World {
         }
         self.note(Note::Phase("settle"));
         self.heal();
-        let began = (self.now_us, self.coverage.steps);
+        let began = (self.now_us, self.coverage.steps - self.coverage.keeper_steps);
         let give_up = self.rng.chance(1, 8);
         loop {
             self.urge(give_up);
@@ -112,7 +144,9 @@ impl World {
             if self.is_quiet() {
                 break;
             }
-            let (us, steps) = (self.now_us - began.0, self.coverage.steps - began.1);
+            // Going round the hot regions brings nobody on.
+            let steps = self.coverage.steps - self.coverage.keeper_steps - began.1;
+            let us = self.now_us - began.0;
             let late = us > SETTLE_US_MAX + steps * self.options.tick_us || steps > SETTLE_STEPS_MAX;
             if !went_on || late {
                 let text = format!("after {us} us and {steps} steps nothing goes on: {}", self.describe());
@@ -121,6 +155,22 @@ impl World {
         }
         self.coverage.settled += 1;
         self.check_settled();
+    }
+
+    /// P7: with everything in sync and nobody writing, every region is cleared: a restart would copy nothing.
+    fn cool_down(&mut self) {
+        self.note(Note::Phase("cool down"));
+        let began = self.coverage.steps;
+        let hot = |world: &Self| {
+            let kept = world.volumes.iter().map(|volume| volume.kept.keeper.figures());
+            kept.filter(|figures| !figures.failed).map(|figures| figures.hot).sum::<u64>()
+        };
+        while hot(self) > 0 && self.options.intent.is_some() && self.violation.is_none() {
+            if !self.step() || self.coverage.steps > began + SETTLE_STEPS_MAX {
+                return self.breach("P7", format!("{} regions stay hot and nobody uses them", hot(self)));
+            }
+        }
+        self.coverage.cooled += 1;
     }
 
     /// Goes on with the groups that wait for a command.
@@ -150,6 +200,7 @@ impl World {
         self.ready.is_empty()
             && self.controller.is_idle()
             && self.requests_open() == 0
+            && self.volumes.iter().all(|volume| !volume.kept.keeper.is_writing() || volume.regions.has_failed())
             && (0..self.volumes.len()).all(|volume| self.is_settled(volume))
     }
 

@@ -5,6 +5,7 @@ use crate::checker::Violation;
 use crate::devices::{Devices, Fate, Io, IoKind, index};
 use crate::options::{Deaf, SECTOR};
 use farpoint::frontend::{QueueIo, Tag, Zeroing};
+use farpoint::intent;
 use farpoint::tracking::{Waiter, Waiters};
 use farpoint::uploader::{ImageNo, ImageRead, Message};
 use std::collections::VecDeque;
@@ -41,10 +42,13 @@ pub struct Side {
     /// By queue and tag.
     pub asked: Vec<Vec<Option<Asked>>>,
     pub mailbox: VecDeque<Message>,
+    /// The keeper's.
+    pub letters: VecDeque<intent::Message>,
     // What the scheduler has to pick up.
     pub submitted: Vec<Io>,
     pub answers: Vec<(usize, Tag, i32)>,
     pub ring_drain: bool,
+    pub ring_keeper: bool,
     pub ring_queues: Vec<bool>,
     pub violation: Option<Violation>,
     pub deaf: Option<Deaf>,
@@ -129,6 +133,8 @@ impl QueueIo for Gate<'_> {
         if let Some(asked) = &mut self.side.asked[self.queue][usize::from(tag)] {
             asked.flushed = true;
         }
+        let devices = &mut self.side.devices;
+        devices.cache.begin_flush(Some((self.queue, tag)), &devices.primary);
         self.submit(IoKind::HostFlush { queue: self.queue, tag }, 0, 0);
     }
 
@@ -163,6 +169,13 @@ impl QueueIo for Gate<'_> {
         if message != Message::Look || self.side.deaf != Some(Deaf::Finish) {
             self.side.tell_drain(message);
         }
+    }
+
+    fn tell_keeper(&mut self, message: intent::Message) {
+        if message != intent::Message::Look {
+            self.side.letters.push_back(message);
+        }
+        self.side.ring_keeper |= self.side.deaf != Some(Deaf::Letter);
     }
 
     fn wake(&mut self, waiters: Waiters) {

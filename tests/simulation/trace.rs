@@ -1,8 +1,10 @@
 //! The last events of a run, kept cheaply and shown when a promise breaks.
 
+use crate::crash::Stop;
 use crate::devices::{Io, Mode};
 use crate::side::Asked;
 use farpoint::group::GroupEffect;
+use farpoint::intent;
 use farpoint::uploader::{Message, Op, Policy, Report};
 use std::collections::VecDeque;
 
@@ -30,6 +32,8 @@ pub enum Note {
     Unreadable(usize, usize, bool),
     Policy(usize, Policy),
     Phase(&'static str),
+    Keeper(usize, intent::Op),
+    Stop(Stop),
 }
 
 /// The last events, or all of them on the terminal.
@@ -42,6 +46,10 @@ pub struct Trace {
 impl Trace {
     pub fn new(verbose: bool) -> Self {
         Self { last: VecDeque::with_capacity(KEPT + 1), verbose }
+    }
+
+    pub fn is_verbose(&self) -> bool {
+        self.verbose
     }
 
     #[inline]

@@ -120,7 +120,8 @@ impl World {
         };
         let length = i32::try_from(asked.count as u64 * SECTOR).expect("small");
         let expected = if matches!(asked.what, What::Read | What::Write { .. }) { length } else { 0 };
-        if result != expected && !(result < 0 && asked.failed) {
+        let refused = result < 0 && self.volumes[volume].regions.refuses();
+        if result != expected && !(result < 0 && asked.failed) && !refused {
             self.breach("P5", format!("{asked:?} is answered with {result}"));
         }
         match asked.what {
@@ -176,7 +177,8 @@ impl World {
             let running = &self.controller.groups[self.rng.below(groups)];
             return self.command(Command::Abort(running.number));
         }
-        let free: Vec<usize> = (0..self.volumes.len()).filter(|&volume| self.controller.is_free(volume)).collect();
+        let usable = |volume: &usize| self.controller.is_free(*volume) && !self.volumes[*volume].regions.has_failed();
+        let free: Vec<usize> = (0..self.volumes.len()).filter(usable).collect();
         let all = self.rng.chance(1, 2);
         let chosen: Vec<usize> = free.into_iter().filter(|_| all || self.rng.chance(1, 2)).collect();
         if !chosen.is_empty() {

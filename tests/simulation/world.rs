@@ -3,23 +3,23 @@
 
 use crate::checker::{Checker, Violation};
 use crate::controller::Controller;
-use crate::devices::{Devices, Fate, Io, IoKind, Mode};
-use crate::driver::Driver;
+use crate::crash::Start;
+use crate::devices::{Fate, Io, IoKind, Mode};
 use crate::options::Options;
 use crate::rng::Rng;
-use crate::side::{Gate, Side};
+use crate::side::{Gate, What};
 use crate::trace::{Note, Trace};
+pub use crate::volume::Volume;
+use crate::volume::first_start;
 use crate::workload::Writer;
 use farpoint::frontend::Handler;
 use farpoint::geometry::{TrackNo, TrackRange};
-use farpoint::memory::Words;
-use farpoint::tracking::{Bitmap, Epoch, Tracking};
-use farpoint::uploader::{Drain, ImageNo, SlotNo};
-use farpoint::volume::{Host, HostCounters};
+use farpoint::tracking::Epoch;
+use farpoint::uploader::{ImageNo, SlotNo};
+use farpoint::volume::Host;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 /// Something that can happen at the next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Event {
     Ring { volume: usize, queue: usize },
     /// A drain's thread runs.
     Drain(usize),
+    /// The thread of an intent's keeper runs.
+    Keeper(usize),
     /// The controller's thread runs.
     Controller,
     /// A writer issues its next request.
@@ -45,21 +47,6 @@ pub enum Timer {
     Think(usize),
 }
 
-/// A volume: the code under test, and its surroundings.
-#[derive(Debug)]
-pub struct Volume {
-    pub tracking: Arc<Tracking>,
-    pub send_first: Arc<AtomicBool>,
-    pub hosts: Vec<Host>,
-    pub drain: Drain,
-    pub driver: Driver,
-    pub side: Side,
-    /// It was paused, or will be when the controller comes to it.
-    pub paused: bool,
-    /// Doorbells of queues that were rung and are not heard yet.
-    rung: Vec<bool>,
-}
-
 /// What a run was made of, to show that it was worth something.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Coverage {
@@ -72,6 +59,10 @@ pub struct Coverage {
     pub images: u64,
     pub secondary_errors: u64,
     pub settled: u64,
+    pub keeper_steps: u64,
+    pub page_writes: u64,
+    pub crashes: u64,
+    pub cooled: u64,
 }
 
 impl Coverage {
@@ -85,6 +76,10 @@ impl Coverage {
         self.images += other.images;
         self.secondary_errors += other.secondary_errors;
         self.settled += other.settled;
+        self.keeper_steps += other.keeper_steps;
+        self.page_writes += other.page_writes;
+        self.crashes += other.crashes;
+        self.cooled += other.cooled;
     }
 }
 
@@ -111,51 +106,23 @@ pub struct World {
     pub faulty: bool,
 }
 
-impl Volume {
-    fn new(index: usize, options: &Options, epoch: &Arc<Epoch>, seed: u64) -> Self {
-        let devices = Devices::new(index, options);
-        let tracks = devices.geometry.tracks();
-        let words = || Words::new(crate::devices::index(Bitmap::words_for(tracks))).expect("memory");
-        let structures = [Bitmap::new(tracks, words()), Bitmap::new(tracks, words())];
-        if options.first_copy {
-            structures[0].set_all();
-        }
-        let tracking = Arc::new(Tracking::new(devices.geometry, options.queues, epoch.clone(), structures));
-        let send_first = Arc::new(AtomicBool::new(options.policy.send_first));
-        let host = |queue| {
-            let counters = Arc::new(HostCounters::default());
-            Host::new(queue, options.depth, tracking.clone(), send_first.clone(), counters)
-        };
-        Self {
-            hosts: (0..options.queues).map(host).collect(),
-            drain: Drain::new(options.limits, options.policy, seed),
-            driver: Driver::new(options.tracks, options.policy.collision_wait_ms),
-            side: Side {
-                volume: index,
-                devices,
-                now_us: 0,
-                asked: vec![vec![None; usize::from(options.depth)]; options.queues],
-                mailbox: VecDeque::new(),
-                submitted: Vec::new(),
-                answers: Vec::new(),
-                ring_drain: true,
-                ring_queues: vec![false; options.queues],
-                violation: None,
-                deaf: options.deaf,
-            },
-            paused: false,
-            rung: vec![false; options.queues],
-            tracking,
-            send_first,
-        }
-    }
-}
-
 impl World {
     pub fn new(options: Options, seed: u64, verbose: bool) -> Self {
+        let mut rng = Rng::new(!seed);
+        let starts = match options.intent {
+            Some(_) => (0..options.volumes).map(|index| first_start(index, &options, &mut rng)).collect(),
+            None => Vec::new(),
+        };
+        Self::with(options, seed, verbose, starts)
+    }
+
+    /// With volumes that start from this; with none, from the beginning and without metadata.
+    pub fn with(options: Options, seed: u64, verbose: bool, starts: Vec<Start>) -> Self {
         let epoch = Arc::new(Epoch::new());
-        let volumes: Vec<_> =
-            (0..options.volumes).map(|index| Volume::new(index, &options, &epoch, seed + index as u64 + 1)).collect();
+        let mut starts = starts.into_iter();
+        let volumes: Vec<_> = (0..options.volumes)
+            .map(|index| Volume::new(index, &options, &epoch, seed.wrapping_add(index as u64 + 1), starts.next()))
+            .collect();
         let sectors: Vec<usize> = volumes.iter().map(|volume| volume.side.devices.sectors).collect();
         let mut world = Self {
             rng: Rng::new(seed),
@@ -214,7 +181,8 @@ impl World {
 
     fn next_due_us(&self) -> Option<u64> {
         let drains = self.volumes.iter().filter_map(|volume| volume.driver.wake_us);
-        drains.chain(self.timers.peek().map(|Reverse((due, ..))| *due)).min()
+        let keepers = self.volumes.iter().filter_map(|volume| volume.kept.wake_us);
+        drains.chain(keepers).chain(self.timers.peek().map(|Reverse((due, ..))| *due)).min()
     }
 
     /// Sets off whatever is due.
@@ -233,6 +201,12 @@ impl World {
             if volume.driver.wake_us.is_some_and(|due| due <= self.now_us) {
                 volume.driver.wake_us = None;
                 volume.side.ring_drain = true;
+                self.collect(index);
+            }
+            let volume = &mut self.volumes[index];
+            if volume.kept.wake_us.is_some_and(|due| due <= self.now_us) {
+                volume.kept.wake_us = None;
+                volume.side.ring_keeper = true;
                 self.collect(index);
             }
         }
@@ -274,7 +248,7 @@ impl World {
             chosen = self.rng.below(self.ready.len());
             let class = match self.ready[chosen] {
                 Event::Io(io) => io.kind.class(),
-                Event::Drain(_) | Event::Controller => 6,
+                Event::Drain(_) | Event::Controller | Event::Keeper(_) => 6,
                 Event::Ring { .. } | Event::Writer(_) => 7,
             };
             if self.rng.next() % 8 < self.options.speeds[class] {
@@ -297,6 +271,12 @@ impl World {
             Event::Drain(volume) => {
                 if !self.run_drain(volume) {
                     self.ready.swap_remove(chosen);
+                }
+            }
+            Event::Keeper(volume) => {
+                if !self.run_keeper(volume) {
+                    let at = self.ready.iter().position(|event| *event == Event::Keeper(volume));
+                    self.ready.swap_remove(at.expect("it ran"));
                 }
             }
             Event::Controller => {
@@ -345,7 +325,9 @@ impl World {
                     && self.volumes[io.volume].side.devices.cannot_read(&io);
                 self.answer_host(&io, queue, tag, fails);
             }
+            IoKind::WritePage(number) => self.answer_keeper(io.volume, number, io.fate == Fate::Good),
             IoKind::HostWrite { queue, tag, .. } | IoKind::HostFlush { queue, tag } => {
+                self.settle_cache(&io);
                 self.answer_host(&io, queue, tag, false);
             }
             IoKind::ReadImage { queue, tag, read } => {
@@ -355,6 +337,22 @@ impl World {
                 self.with_host(io.volume, queue, |host, gate| host.image_read(tag, read, result, gate));
             }
             _ => self.answer_drain(&io),
+        }
+    }
+
+    /// What a flush or a durable write has made durable.
+    fn settle_cache(&mut self, io: &Io) {
+        let side = &mut self.volumes[io.volume].side;
+        let devices = &mut side.devices;
+        match io.kind {
+            IoKind::HostFlush { queue, tag } => devices.cache.end_flush(Some((queue, tag)), io.fate == Fate::Good),
+            IoKind::HostWrite { queue, tag, .. } if matches!(io.fate, Fate::Good | Fate::Short(_)) => {
+                let asked = side.asked[queue][usize::from(tag)];
+                if asked.is_some_and(|asked| matches!(asked.what, What::Write { durable: true, .. })) {
+                    devices.cache.persist(io.start, io.done, &devices.primary);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -384,6 +382,9 @@ impl World {
             if volume.driver.rung() {
                 self.ready.push(Event::Drain(index));
             }
+        }
+        if std::mem::take(&mut volume.side.ring_keeper) && volume.kept.rung() {
+            self.ready.push(Event::Keeper(index));
         }
         for queue in 0..volume.rung.len() {
             if std::mem::take(&mut volume.side.ring_queues[queue]) && !std::mem::replace(&mut volume.rung[queue], true)
@@ -415,7 +416,14 @@ impl World {
                 (rates.short, rates.again, rates.host_error)
             }
             IoKind::HostWrite { .. } | IoKind::HostFlush { .. } => (0, rates.again, rates.host_error),
-            IoKind::SendRun(..) | IoKind::SendImage(..) | IoKind::FlushSecondary => (0, 0, rates.secondary_error),
+            IoKind::SendRun(..) | IoKind::SendImage(..) | IoKind::FlushSecondary | IoKind::FlushPrimary => {
+                (0, 0, rates.secondary_error)
+            }
+            IoKind::WritePage(_) => {
+                let fails = self.options.rates.metadata_error;
+                let fails = self.rng.chance(fails, 2048);
+                return if fails { Fate::Error(self.rng.below(io.count + 1)) } else { Fate::Good };
+            }
             IoKind::ReadImage { .. } => (rates.short, rates.again, rates.damage),
             IoKind::ReadRun(_) => (0, 0, rates.damage),
         };

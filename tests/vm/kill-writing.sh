@@ -19,6 +19,8 @@ under_load() {
     start_daemon
     wait_for "the device to be taken back" in_state vol0 .state normal
     expect "the device" "$dev" "$(device_of vol0)"
+    expect "full copy needed" false "$(field vol0 .full_copy_needed)"
+    at_least "regions to copy again" 1 "$(field vol0 .recovered_regions)"
     sleep 1
     end_writers
     expect "errors of the writers" 0 "$errors"

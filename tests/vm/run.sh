@@ -264,17 +264,19 @@ aftermath() {
     return "$clean"
 }
 
-# A daemon removes what others left.
+# The test's daemon takes back what it had left, and then takes it down. What nobody knows stays.
 remove_devices() {
-    local process try
-    mkdir -p "$directory/sweep/etc"
-    printf 'run_dir = "%s/run"\nstate_dir = "%s/state"\n' "$directory/sweep" "$directory/sweep" \
-        >"$directory/sweep/etc/farpoint.toml"
-    "$FARPOINT" --config-dir "$directory/sweep/etc" daemon &
+    local process try name
+    "$FARPOINT" --config-dir "$FARPOINT_WORK/etc" daemon &
     process=$!
-    for ((try = 0; try < 50; try++)); do
+    sleep 3
+    for ((try = 0; try < 20; try++)); do
         compgen -G '/dev/ublkb*' >/dev/null || break
-        sleep 0.2
+        for name in "$FARPOINT_WORK/etc/volumes.d/"*.toml; do
+            name=${name##*/}
+            "$FARPOINT" --config-dir "$FARPOINT_WORK/etc" down "${name%.toml}" --force --yes || true
+        done
+        sleep 0.5
     done
     kill -TERM "$process"
     wait "$process" || true

@@ -24,7 +24,7 @@ is_served() { [[ $(field vol0 .state) == @(normal|increment-*|aborting) ]]; }
 start_daemon
 make_volume vol0 "$(sparse primary 32M)" "$(sparse secondary 32M)" --image-pool 4MiB --queues 2 --depth 32
 fp set vol0 --run-timer-ms 20000 --collision-wait-ms 5000
-node=$dev
+first=$dev
 in_sync vol0
 
 say "under verified writes"
@@ -36,7 +36,8 @@ for ((each = 0; each < cycles; each++)); do
         ((each % 4 == 1)) || fp run vol0
     fi
     kill_and_start
-    expect "the device" "$node" "$(device_of vol0)"
+    expect "the device" "$first" "$(device_of vol0)"
+    expect "the increment under way" null "$(field vol0 .increment)"
 done
 sleep 1
 end_writers
@@ -46,17 +47,31 @@ equal "$work/primary" "$work/secondary"
 figure kills "$cycles"
 figure longest_write_ms "$longest_ms"
 
-say "killed while it takes the device back"
-writers_on "$dev" --writers 2 --pause-ms 5
+say "requests of the killed daemon are still under way when the next one starts, which is killed while it waits for them"
+ram_disk 0 16 below
+below=$node
+map slow "0 $(sectors_of "$below") delay $below 0 0 $below 0 2500"
+slow=$node
+make_volume vol1 "$slow" "$(sparse slow-secondary 16M)"
+in_sync vol1
+dd if=/dev/zero of="$dev" bs=1M count=16 oflag=direct conv=notrunc status=none
+writers_on "$dev" --writers 8 --hot $((1 << 20)) --verify --verify-at "$slow"
+sleep 4
 for each in 1 2; do
     kill_daemon
     start_daemon
-    sleep "0.$((each * 2))"
+    expect "vol1" waiting "$(field vol1 .state)"
 done
-wait_for "the device to be taken back" is_served
-sleep 1
+wait_for "the device to be taken back" in_state vol1 .state normal
+sleep 4
 end_writers
 expect "errors of the writers" 0 "$errors"
+at_least "longest write in ms" 2500 "$longest_ms"
+in_sync vol1
+equal "$slow" "$work/slow-secondary"
+fp down vol1
+fp delete vol1 --yes
+dev=$first
 
 say "under a file system with a database"
 mkfs.ext4 -q "$dev"
@@ -80,7 +95,7 @@ equal "$work/primary" "$work/secondary"
 
 say "a daemon that is told to end leaves what is in use to the next one"
 make_volume vol1 "$(sparse primary1 16M)" "$(sparse secondary1 16M)"
-unused=$dev dev=$node
+unused=$dev dev=$first
 mount_at "$dev" "$work/mnt"
 background python3 "$bank" run "$work/mnt/again" "$work/ack-again"
 writer=$job
@@ -111,13 +126,13 @@ mv "$work/primary" "$work/away"
 start_daemon
 wait_for "the volume to say why" in_state vol0 .state waiting
 wait_for "the volume to say why" in_state vol0 .reason "*$work/primary*"
-expect "the device that waits" "$node" "$(device_of vol0)"
+expect "the device that waits" "$first" "$(device_of vol0)"
 refused "delete" 4 "*not down*" fp delete vol0 --yes
 refused "down" 8 "*in use*" fp down vol0
 kill -0 "$copier" || fail "the host's writes did not wait"
 mv "$work/away" "$work/primary"
 bring_up vol0
-expect "the device" "$node" "$dev"
+expect "the device" "$first" "$dev"
 finish "$copier" "the host's writes"
 in_sync vol0
 equal "$work/primary" "$work/secondary"
@@ -128,15 +143,23 @@ mv "$work/primary" "$work/away"
 start_daemon
 wait_for "the volume to wait" in_state vol0 .state waiting
 wait_for "the device to be removed" fp down vol0
-[[ ! -b $node ]] || fail "$node is still there"
+[[ ! -b $first ]] || fail "$first is still there"
 mv "$work/away" "$work/primary"
 bring_up vol0
 in_sync vol0
 
-say "the volume is no longer known"
+say "a slip in the configuration takes nothing from anybody"
+exec {held}<"$dev"
 kill_daemon
 mv "$work/etc/volumes.d/vol0.toml" "$work/away"
 start_daemon
-wait_for "the device to go" test ! -b "$dev"
+grep --quiet "$dev is the device of a volume that is not known here" "$work/daemon.log" || fail "the log does not name $dev"
+[[ -b $dev ]] || fail "$dev has gone"
+stop_daemon
 mv "$work/away" "$work/etc/volumes.d/vol0.toml"
+start_daemon
+wait_for "the device to be taken back" is_served
+exec {held}<&-
+in_sync vol0
+equal "$work/primary" "$work/secondary"
 stop_daemon

@@ -11,6 +11,7 @@
 //!   moved on, and where that is impossible the increment is given up;
 //! * drained means: no mark, nothing owned by a collision, nothing on its way, and a flush after all of it.
 
+mod grace;
 mod read;
 mod send;
 mod sweep;
@@ -22,6 +23,7 @@ use crate::tracking::Tracking;
 use crate::uploader::cargo::{Cargo, ImageNo, Segment, Slot, SlotNo};
 use crate::uploader::link::Link;
 use crate::uploader::pace::Pace;
+use grace::Graces;
 use std::collections::{BTreeMap, BTreeSet};
 use sweep::Sweep;
 
@@ -63,6 +65,8 @@ pub enum Op {
     WriteImage(ImageNo, TrackNo),
     /// Flush the secondary; [`Drain::flush_done`].
     Flush,
+    /// Flush the primary; [`Drain::primary_flushed`].
+    FlushPrimary,
 }
 
 /// What the increment machine has to be told, with the cut that it is about.
@@ -128,6 +132,7 @@ pub struct Drain {
     /// Claims were let go since somebody last asked.
     released: bool,
     reports: Vec<Report>,
+    graces: Graces,
     totals: Totals,
 }
 
@@ -155,6 +160,7 @@ impl Drain {
             freed: Vec::new(),
             released: false,
             reports: Vec::new(),
+            graces: Graces::default(),
             totals: Totals::default(),
         }
     }
@@ -290,6 +296,9 @@ impl Drain {
     /// The next request, or nothing until an answer comes or [`Self::wake_at`]. To be asked until it says nothing.
     pub fn poll(&mut self, now_ms: u64, tracking: &Tracking) -> Option<Op> {
         self.observe(now_ms, tracking);
+        if let Some(op) = self.primary_flush_due() {
+            return Some(op);
+        }
         if self.paused || self.stopping {
             return self.flush_due(now_ms, tracking).then(|| self.begin_flush());
         }
@@ -356,6 +365,7 @@ impl Drain {
         }
         self.settle_drained(tracking);
         self.settle_lag(now_ms, tracking);
+        self.settle_graces();
     }
 
     /// The increment is over: what was kept only for it is put back out of sync.

@@ -127,6 +127,7 @@ impl Drain {
     }
 
     pub(super) fn begin_flush(&mut self) -> Op {
+        self.graces.begun += 1;
         self.flushing = Some(std::mem::take(&mut self.unflushed));
         self.unflushed_bytes = 0;
         self.sweep.flushing_ms = self.sweep.acknowledged_ms;
@@ -135,6 +136,7 @@ impl Drain {
 
     /// Everything acknowledged before the flush is durable, or all of it must be taken for lost (H7).
     pub fn flush_done(&mut self, ok: bool, now_ms: u64, tracking: &Tracking) {
+        self.graces.ended = self.graces.begun;
         let covered = self.flushing.take().unwrap_or_default();
         if ok || present(Bug::FlushFailureIgnored) {
             self.totals.flushes += 1;

@@ -1,0 +1,430 @@
+//! Decides what is written to the intent on media, and when. Pure: messages and answers in, operations and wake-ups
+//! out; the thread of `volume`, or the simulation, carries them out.
+//!
+//! What it keeps true:
+//! * a region is hot in memory only if every page that media may show has its bit: a bit is durable when a write that
+//!   was submitted after it was set is done, and at most one write of a page is under way (H1, H4);
+//! * a bit is cleared only for a region without pins, without a mark in either structure, and with everything that was
+//!   on its way from it at the secondary and flushed there (H3, H7);
+//! * a failed write is final: nothing becomes hot and nothing is cleared any more (H9).
+//!
+//! **Clearing a region**, step by step: remember how often tracks were put back out of sync; cool it, which a pin
+//! prevents; look for marks; ask the drain for a grace, which it gives when everything it had in hand at that moment is
+//! durable or put back; look whether anything was put back since the first step, and give up if so; look for marks once
+//! more; write the page without it. What was put back may have been taken again, so that to look for its mark is not
+//! enough, and that may have been before the drain heard of the grace. A write that comes in between gets its region
+//! back at once, without a page write, as long as no page without it was submitted.
+
+use super::mailbox::Message;
+use super::page::{Page, PageNo};
+use super::regions::{RegionNo, RegionRange, Regions};
+use super::sweep::Sweep;
+use crate::bugs::{Bug, present};
+use crate::tracking::Tracking;
+use std::collections::{BTreeSet, VecDeque};
+
+/// Regions marked ahead that it listens to; the oldest are forgotten, which costs a writer a wait.
+const LISTENING_MAX: usize = 64;
+/// How far the hand goes before messages are looked at again: hot regions, and words of a page.
+const VISITS_MAX: u32 = 1024;
+const WORDS_MAX: usize = 4096;
+
+/// Bounds of a keeper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most regions that are hot with nothing out of sync. One with marks has to stay hot, however many there are.
+    pub hot_max: u64,
+    /// A region not used for this long is cleared, in milliseconds; between once and twice as long.
+    pub idle_ms: u64,
+    /// Regions marked ahead of a sequential writer; 0 for none.
+    pub ahead: u64,
+    /// Most regions cleared with one grace.
+    pub batch: usize,
+    /// After a failed write of the metadata writes to cold regions wait instead of failing.
+    pub suspend: bool,
+}
+
+/// Something to carry out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Write the page as [`Keeper::page`] shows it at this moment, durably; answer with [`Keeper::written`].
+    Write(PageNo),
+    /// Ask the drain for a grace; [`Message::Graced`] is its answer.
+    Grace(u64),
+}
+
+/// Queues whose doorbells are to be rung.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Queues(u64);
+
+impl Queues {
+    fn add(&mut self, queue: usize) {
+        debug_assert!(queue < crate::tracking::QUEUES_MAX);
+        self.0 |= 1 << (queue % 64);
+    }
+
+    pub fn none(self) -> bool {
+        self.0 == 0
+    }
+
+    pub fn contains(self, queue: usize) -> bool {
+        self.0 >> (queue % 64) & 1 == 1
+    }
+}
+
+/// What the keeper says of itself, for status reports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Regions that media shows hot, or will with the next write.
+    pub hot: u64,
+    pub page_writes: u64,
+    /// Writes that had to wait for their intent.
+    pub waited: u64,
+    pub marked_ahead: u64,
+    pub cleared: u64,
+    pub failed: bool,
+}
+
+/// Keeps the intent of one volume.
+#[derive(Debug)]
+pub struct Keeper {
+    limits: Limits,
+    regions_per_page: u64,
+    pages: Box<[Page]>,
+    /// Pages that have to be written.
+    dirty: BTreeSet<PageNo>,
+    waiting: Vec<(usize, RegionRange)>,
+    listening: VecDeque<RegionNo>,
+    sweep: Sweep,
+    /// Cooled, with their bits still set; and the grace that was asked for them.
+    cooled: Vec<RegionNo>,
+    grace: Option<u64>,
+    graces: u64,
+    /// How often tracks had been put back before the first of them was cooled.
+    put_back: u64,
+    wakes: Queues,
+    figures: Figures,
+}
+
+impl Keeper {
+    /// `hot`: what media shows, one bit per region. Makes the same regions hot in memory.
+    pub fn new(limits: Limits, regions: &Regions, regions_per_page: u64, hot: &[u64]) -> Self {
+        let count = regions.count();
+        let page = |page: u64| {
+            let first = page * regions_per_page;
+            Page::new(RegionNo(first), regions_per_page.min(count - first))
+        };
+        let mut keeper = Self {
+            limits,
+            regions_per_page,
+            pages: (0..count.div_ceil(regions_per_page)).map(page).collect(),
+            dirty: BTreeSet::new(),
+            waiting: Vec::new(),
+            listening: VecDeque::with_capacity(LISTENING_MAX),
+            sweep: Sweep::new(limits.idle_ms),
+            cooled: Vec::with_capacity(limits.batch),
+            grace: None,
+            graces: 0,
+            put_back: 0,
+            wakes: Queues::default(),
+            figures: Figures::default(),
+        };
+        for region in set_bits(hot).take_while(|region| region.0 < count) {
+            keeper.page_mut(region).set(region, true);
+            keeper.figures.hot += 1;
+            regions.heat(region);
+        }
+        keeper
+    }
+
+    pub fn figures(&self) -> Figures {
+        self.figures
+    }
+
+    /// The bits of a page, the first region's lowest.
+    pub fn page(&self, page: PageNo) -> &[u64] {
+        self.pages[place(page)].words()
+    }
+
+    fn page_of(&self, region: RegionNo) -> PageNo {
+        PageNo(region.0 / self.regions_per_page)
+    }
+
+    fn page_mut(&mut self, region: RegionNo) -> &mut Page {
+        &mut self.pages[place(self.page_of(region))]
+    }
+
+    /// Queues to be rung now: what one of their writes waited for has come about.
+    pub fn take_wakes(&mut self) -> Queues {
+        std::mem::take(&mut self.wakes)
+    }
+
+    // What others tell it.
+
+    pub fn tell(&mut self, message: Message, regions: &Regions, tracking: &Tracking) {
+        match message {
+            Message::Want { queue, regions: wanted } => self.want(queue, wanted, regions),
+            Message::Graced { id, durable } => self.graced(id, durable, regions, tracking),
+            Message::Look | Message::Stop => {}
+        }
+    }
+
+    fn want(&mut self, queue: usize, wanted: RegionRange, regions: &Regions) {
+        self.figures.waited += 1;
+        for region in wanted.iter() {
+            self.set(region, regions);
+        }
+        // Somebody who comes from the region before will go on to the next.
+        let before = wanted.start.0.checked_sub(1).map(RegionNo);
+        if before.is_some_and(|before| regions.is_hot(before) && regions.is_used(before)) {
+            self.mark_ahead(RegionNo(wanted.end()), self.limits.ahead, regions);
+        }
+        self.waiting.push((queue, wanted));
+        self.settle(regions);
+    }
+
+    /// The region is to be hot: at once if no page without it was submitted, else with its page's next write.
+    fn set(&mut self, region: RegionNo, regions: &Regions) {
+        if regions.is_hot(region) || self.figures.failed {
+            return;
+        }
+        if let Some(at) = self.cooled.iter().position(|cooled| *cooled == region) {
+            self.cooled.swap_remove(at);
+            regions.heat(region);
+            return;
+        }
+        let number = self.page_of(region);
+        let page = self.page_mut(region);
+        if page.is_set(region) {
+            return;
+        }
+        page.set(region, true);
+        if let Some(at) = page.clearing.iter().position(|clearing| *clearing == region) {
+            page.clearing.swap_remove(at);
+            let dirty = page.is_dirty();
+            regions.heat(region);
+            if !dirty {
+                self.dirty.remove(&number);
+            }
+        } else if present(Bug::PageWriteSkipped) && page.cleared_by_write.contains(&region) {
+            regions.heat(region);
+        } else {
+            page.setting.push(region);
+            self.dirty.insert(number);
+        }
+        self.figures.hot += 1;
+    }
+
+    /// Marks the regions from `start` on, and listens for the writer to be half way through them.
+    fn mark_ahead(&mut self, start: RegionNo, count: u64, regions: &Regions) {
+        let end = (start.0 + count).min(regions.count());
+        let mut marked = 0;
+        for region in (start.0..end).map(RegionNo) {
+            if !regions.is_hot(region) {
+                self.set(region, regions);
+                marked += 1;
+            }
+        }
+        if marked == 0 {
+            return;
+        }
+        self.figures.marked_ahead += marked;
+        if self.listening.len() == LISTENING_MAX
+            && let Some(oldest) = self.listening.pop_front()
+        {
+            regions.set_ahead(oldest, false);
+        }
+        let middle = RegionNo(start.0 + (end - start.0) / 2);
+        regions.set_ahead(middle, true);
+        self.listening.push_back(middle);
+    }
+
+    /// A writer that has reached the middle of what was marked ahead of it gets the next, without a wait.
+    fn listen(&mut self, regions: &Regions) {
+        for _ in 0..self.listening.len() {
+            let Some(region) = self.listening.pop_front() else { return };
+            if regions.is_ahead(region) {
+                self.listening.push_back(region);
+            } else if !self.figures.failed {
+                let next = RegionNo(region.0 + self.limits.ahead - self.limits.ahead / 2);
+                self.mark_ahead(next, self.limits.ahead, regions);
+            }
+        }
+    }
+
+    /// Rings for every write whose regions are all hot, or never will be.
+    fn settle(&mut self, regions: &Regions) {
+        let (wakes, failed) = (&mut self.wakes, self.figures.failed);
+        self.waiting.retain(|(queue, wanted)| {
+            let done = failed || regions.all_hot(*wanted);
+            if done {
+                wakes.add(*queue);
+            }
+            !done
+        });
+    }
+
+    // What to do next.
+
+    /// The next operation, or nothing until a message or an answer comes, or [`Self::wake_at`]. To be asked until it
+    /// says nothing.
+    pub fn poll(&mut self, now_ms: u64, regions: &Regions, tracking: &Tracking) -> Option<Op> {
+        if self.figures.failed {
+            return None;
+        }
+        self.listen(regions);
+        if let Some(page) = self.next_write() {
+            self.pages[place(page)].begin_write();
+            self.dirty.remove(&page);
+            self.figures.page_writes += 1;
+            return Some(Op::Write(page));
+        }
+        if self.grace.is_some() {
+            return None;
+        }
+        if self.sweep.rests() {
+            self.sweep.begin(now_ms, regions.count(), self.excess(), self.limits.idle_ms);
+        }
+        self.go_round(regions, tracking);
+        if self.cooled.is_empty() || self.cooled.len() < self.limits.batch && !self.sweep.rests() {
+            return None;
+        }
+        self.graces += 1;
+        self.grace = Some(self.graces);
+        Some(Op::Grace(self.graces))
+    }
+
+    /// When to ask again although nothing came.
+    pub fn wake_at(&self, now_ms: u64) -> Option<u64> {
+        if self.figures.failed || self.grace.is_some() || self.figures.hot == 0 {
+            return None;
+        }
+        Some(if self.sweep.rests() { self.sweep.due_ms(self.excess()).max(now_ms + 1) } else { now_ms })
+    }
+
+    fn excess(&self) -> u64 {
+        self.figures.hot.saturating_sub(self.limits.hot_max)
+    }
+
+    /// A page to be written that is not being written (H4): one that somebody waits for before one that only clears.
+    fn next_write(&self) -> Option<PageNo> {
+        let free = |page: &&PageNo| !self.pages[place(**page)].writing || present(Bug::TwoWritesOfAPage);
+        let waited_for = self.dirty.iter().filter(free).find(|page| !self.pages[place(**page)].setting.is_empty());
+        waited_for.or_else(|| self.dirty.iter().find(free)).copied()
+    }
+
+    /// The page that was submitted is durable, or could not be written.
+    pub fn written(&mut self, page: PageNo, ok: bool, regions: &Regions) {
+        if !ok {
+            return self.fail(regions);
+        }
+        let page = &mut self.pages[place(page)];
+        page.writing = false;
+        page.cleared_by_write.clear();
+        for region in page.set_by_write.drain(..) {
+            regions.heat(region);
+        }
+        self.settle(regions);
+    }
+
+    /// Whether a page is being written.
+    pub fn is_writing(&self) -> bool {
+        self.pages.iter().any(|page| page.writing)
+    }
+
+    /// What media shows for certain stays hot, nothing else ever will be.
+    fn fail(&mut self, regions: &Regions) {
+        self.figures.failed = true;
+        regions.fail(self.limits.suspend);
+        for region in std::mem::take(&mut self.cooled) {
+            regions.heat(region);
+        }
+        for page in &mut self.pages {
+            for region in page.clearing.drain(..) {
+                regions.heat(region);
+            }
+        }
+        self.settle(regions);
+    }
+
+    // Clearing.
+
+    /// Goes round, a little, and cools what was not used and holds no mark.
+    fn go_round(&mut self, regions: &Regions, tracking: &Tracking) {
+        let count = regions.count();
+        for _ in 0..VISITS_MAX {
+            if self.sweep.rests() || self.cooled.len() >= self.limits.batch {
+                return;
+            }
+            let page = &self.pages[place(self.page_of(self.sweep.hand))];
+            match page.next_set(self.sweep.hand, WORDS_MAX) {
+                Ok(region) => {
+                    if region.0 - self.sweep.hand.0 < self.sweep.left && self.cool(region, regions, tracking) {
+                        self.sweep.found();
+                    }
+                    self.sweep.pass(RegionNo(region.0 + 1), count);
+                }
+                Err(end) => return self.sweep.pass(RegionNo(end.0.min(count)), count),
+            }
+        }
+    }
+
+    fn cool(&mut self, region: RegionNo, regions: &Regions, tracking: &Tracking) -> bool {
+        let tracks = regions.tracks(region);
+        if self.cooled.is_empty() {
+            self.put_back = tracking.put_back();
+        }
+        if !regions.is_hot(region)
+            || regions.take_used(region) && !present(Bug::ClearedWhilePinned)
+            || tracking.any_marked(tracks)
+            || !regions.cool(region)
+        {
+            return false;
+        }
+        // From here on writes to it wait. One that was under way until now has left its mark.
+        if tracking.any_marked(tracks) {
+            regions.heat(region);
+            return false;
+        }
+        self.listening.retain(|listening| *listening != region);
+        self.cooled.push(region);
+        true
+    }
+
+    fn graced(&mut self, id: u64, durable: bool, regions: &Regions, tracking: &Tracking) {
+        if self.grace != Some(id) {
+            return;
+        }
+        self.grace = None;
+        if self.figures.failed {
+            return;
+        }
+        let put_back = tracking.put_back() != self.put_back && !present(Bug::ClearedAfterFailure);
+        for region in std::mem::take(&mut self.cooled) {
+            if !durable || put_back || tracking.any_marked(regions.tracks(region)) {
+                regions.heat(region);
+                continue;
+            }
+            let number = self.page_of(region);
+            let page = self.page_mut(region);
+            page.set(region, false);
+            page.clearing.push(region);
+            self.dirty.insert(number);
+            self.figures.hot -= 1;
+            self.figures.cleared += 1;
+        }
+    }
+}
+
+/// The regions whose bits are set, of the first region's bit on.
+fn set_bits(words: &[u64]) -> impl Iterator<Item = RegionNo> {
+    words.iter().enumerate().flat_map(|(place, word)| {
+        let bits = (0..64).filter(move |bit| word >> bit & 1 == 1);
+        bits.map(move |bit| RegionNo(place as u64 * 64 + bit))
+    })
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the pages are in memory, so usize holds their number")]
+fn place(page: PageNo) -> usize {
+    page.0 as usize
+}

@@ -1,0 +1,89 @@
+//! What the keeper knows of one page of the intent: its bits as they are to be on media, and which of them media does
+//! not show yet, or still shows.
+
+use super::regions::RegionNo;
+
+/// Index of a page of the intent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageNo(pub u64);
+
+/// A page. At most one write of it is under way (H4).
+#[derive(Debug)]
+pub(super) struct Page {
+    first: RegionNo,
+    /// As the next write will carry them.
+    bits: Box<[u64]>,
+    /// Set since the last write was submitted: no write carries them yet.
+    pub setting: Vec<RegionNo>,
+    /// Cleared since the last write was submitted: whatever is on media or on its way shows them.
+    pub clearing: Vec<RegionNo>,
+    /// Set by the write under way: durable when it is done.
+    pub set_by_write: Vec<RegionNo>,
+    /// Cleared by the write under way: media may or may not show them.
+    pub cleared_by_write: Vec<RegionNo>,
+    pub writing: bool,
+}
+
+impl Page {
+    pub fn new(first: RegionNo, regions: u64) -> Self {
+        let words = usize::try_from(regions.div_ceil(64)).unwrap_or(usize::MAX);
+        Self {
+            first,
+            bits: vec![0; words].into(),
+            setting: Vec::new(),
+            clearing: Vec::new(),
+            set_by_write: Vec::new(),
+            cleared_by_write: Vec::new(),
+            writing: false,
+        }
+    }
+
+    fn place(&self, region: RegionNo) -> (usize, u64) {
+        let bit = region.0 - self.first.0;
+        (usize::try_from(bit / 64).unwrap_or(usize::MAX), 1 << (bit % 64))
+    }
+
+    pub fn words(&self) -> &[u64] {
+        &self.bits
+    }
+
+    pub fn is_set(&self, region: RegionNo) -> bool {
+        let (word, bit) = self.place(region);
+        self.bits[word] & bit != 0
+    }
+
+    pub fn set(&mut self, region: RegionNo, hot: bool) {
+        let (word, bit) = self.place(region);
+        if hot {
+            self.bits[word] |= bit;
+        } else {
+            self.bits[word] &= !bit;
+        }
+    }
+
+    /// The first set bit that is not before `from` and lies in the next so many words; else how far it has looked.
+    pub fn next_set(&self, from: RegionNo, words_max: usize) -> Result<RegionNo, RegionNo> {
+        let (first, bit) = self.place(from);
+        let mut mask = !(bit - 1);
+        for (word, bits) in self.bits.iter().enumerate().skip(first).take(words_max) {
+            let ahead = bits & mask;
+            if ahead != 0 {
+                return Ok(RegionNo(self.first.0 + word as u64 * 64 + u64::from(ahead.trailing_zeros())));
+            }
+            mask = u64::MAX;
+        }
+        Err(RegionNo(self.first.0 + (first + words_max).min(self.bits.len()) as u64 * 64))
+    }
+
+    /// Whether media differs from what it is to show, and no write under way will change that.
+    pub fn is_dirty(&self) -> bool {
+        !self.setting.is_empty() || !self.clearing.is_empty()
+    }
+
+    /// A write with the bits as they are now is submitted.
+    pub fn begin_write(&mut self) {
+        self.writing = true;
+        self.set_by_write.append(&mut self.setting);
+        self.cleared_by_write.append(&mut self.clearing);
+    }
+}

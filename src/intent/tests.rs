@@ -1,0 +1,373 @@
+//! Tests of the keeper against a model of media: a page holds what the last finished write left, or, while one is under
+//! way, that or any mixture of the two.
+
+use super::*;
+use crate::geometry::{Geometry, TrackNo, TrackRange};
+use crate::memory::Words;
+use crate::tracking::{Admission, Bitmap, Epoch, Ticket, Tracking};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const TRACK: u64 = 4096;
+const REGION: u64 = 2 * TRACK;
+const PER_PAGE: u64 = 5;
+const LIMITS: Limits = Limits { hot_max: 4, idle_ms: 100, ahead: 0, batch: 3, suspend: false };
+
+/// A keeper, the regions, and the media beneath.
+struct Bench {
+    regions: Regions,
+    tracking: Tracking,
+    keeper: Keeper,
+    media: BTreeMap<PageNo, Vec<u64>>,
+    writing: BTreeMap<PageNo, Vec<u64>>,
+    graces: Vec<u64>,
+    rung: u64,
+    now_ms: u64,
+}
+
+fn bench(regions: u64, limits: Limits, hot: &[u64]) -> Bench {
+    let geometry = Geometry::new(regions * REGION, TRACK).expect("valid");
+    let words = |count: u64| Words::new(usize::try_from(count).expect("small")).expect("memory");
+    let bitmap = || Bitmap::new(geometry.tracks(), words(Bitmap::words_for(geometry.tracks())));
+    let tracking = Tracking::new(geometry, 1, Arc::new(Epoch::new()), [bitmap(), bitmap()]);
+    let regions = Regions::new(geometry, REGION, words(Regions::count_of(&geometry, REGION)));
+    let keeper = Keeper::new(limits, &regions, PER_PAGE, hot);
+    let pages = regions.count().div_ceil(PER_PAGE);
+    let media = (0..pages).map(|page| (PageNo(page), keeper.page(PageNo(page)).to_vec())).collect();
+    Bench { regions, tracking, keeper, media, writing: BTreeMap::new(), graces: Vec::new(), rung: 0, now_ms: 0 }
+}
+
+fn range(start: u64, count: u64) -> RegionRange {
+    RegionRange { start: RegionNo(start), count }
+}
+
+impl Bench {
+    fn poll(&mut self) {
+        while let Some(op) = self.keeper.poll(self.now_ms, &self.regions, &self.tracking) {
+            match op {
+                Op::Write(page) => {
+                    let before = self.writing.insert(page, self.keeper.page(page).to_vec());
+                    assert!(before.is_none(), "two writes of a page at once");
+                }
+                Op::Grace(id) => self.graces.push(id),
+            }
+        }
+        self.check();
+    }
+
+    fn finish(&mut self, page: PageNo, ok: bool) {
+        let Some(words) = self.writing.remove(&page) else { return };
+        if ok {
+            self.media.insert(page, words);
+        }
+        self.keeper.written(page, ok, &self.regions);
+        self.poll();
+    }
+
+    fn finish_all(&mut self) {
+        while let Some((page, _)) = self.writing.first_key_value() {
+            self.finish(*page, true);
+        }
+    }
+
+    fn want(&mut self, wanted: RegionRange) {
+        self.keeper.tell(Message::Want { queue: 0, regions: wanted }, &self.regions, &self.tracking);
+        self.poll();
+    }
+
+    fn grace(&mut self, durable: bool) {
+        for id in std::mem::take(&mut self.graces) {
+            self.keeper.tell(Message::Graced { id, durable }, &self.regions, &self.tracking);
+        }
+        self.poll();
+    }
+
+    fn hear(&mut self) -> bool {
+        let rung = self.keeper.take_wakes().contains(0);
+        self.rung += u64::from(rung);
+        rung
+    }
+
+    fn shows(words: &[u64], region: RegionNo) -> bool {
+        words[0] >> (region.0 % PER_PAGE) & 1 == 1
+    }
+
+    /// Whether a crash now would find the region hot, whatever became of a write under way.
+    fn is_durable(&self, region: RegionNo) -> bool {
+        let page = PageNo(region.0 / PER_PAGE);
+        Self::shows(&self.media[&page], region)
+            && self.writing.get(&page).is_none_or(|words| Self::shows(words, region))
+    }
+
+    fn check(&self) {
+        for region in range(0, self.regions.count()).iter() {
+            assert!(!self.regions.is_hot(region) || self.is_durable(region), "{region:?} is hot and media may lose it");
+        }
+    }
+
+    fn ticket(&self) -> Ticket {
+        match self.tracking.admit(0) {
+            Admission::Admitted(ticket) => ticket,
+            Admission::Held => unreachable!("nothing holds"),
+        }
+    }
+}
+
+#[test]
+fn regions_are_those_of_the_tracks() {
+    let bench = bench(7, LIMITS, &[]);
+    let tracks = |start, count| TrackRange { start: TrackNo(start), count };
+    assert_eq!(bench.regions.of(tracks(0, 2)), range(0, 1));
+    assert_eq!(bench.regions.of(tracks(1, 2)), range(0, 2));
+    assert_eq!(bench.regions.of(tracks(3, 0)).count, 0);
+    assert_eq!(bench.regions.tracks(RegionNo(6)), tracks(12, 2));
+}
+
+#[test]
+fn a_want_is_answered_when_its_page_is_durable_and_not_before() {
+    let mut bench = bench(12, LIMITS, &[]);
+    assert!(!bench.regions.pin(range(4, 2)).hot);
+    bench.want(range(4, 2));
+    assert_eq!(bench.writing.len(), 2, "the regions lie in two pages");
+    bench.finish(PageNo(0), true);
+    assert!(!bench.hear() && !bench.regions.all_hot(range(4, 2)));
+    bench.finish(PageNo(1), true);
+    assert!(bench.hear() && bench.regions.all_hot(range(4, 2)));
+    assert!(bench.regions.pin(range(4, 1)).hot);
+}
+
+#[test]
+fn what_comes_while_a_page_is_written_goes_with_the_next_write_of_it() {
+    let mut bench = bench(5, LIMITS, &[]);
+    bench.want(range(0, 1));
+    for region in 1..5 {
+        bench.want(range(region, 1));
+    }
+    assert_eq!(bench.keeper.figures().page_writes, 1);
+    bench.finish(PageNo(0), true);
+    assert!(bench.regions.is_hot(RegionNo(0)) && !bench.regions.is_hot(RegionNo(1)));
+    bench.finish(PageNo(0), true);
+    assert!(bench.regions.all_hot(range(0, 5)));
+    assert_eq!(bench.keeper.figures().page_writes, 2, "one for all four");
+}
+
+#[test]
+fn a_want_of_what_is_hot_already_is_answered_at_once() {
+    let mut bench = bench(5, LIMITS, &[1]);
+    bench.want(range(0, 1));
+    assert!(bench.hear(), "or a write whose letter crossed with another's page write would wait for ever");
+}
+
+#[test]
+fn an_unused_region_is_cleared_after_its_grace() {
+    let mut bench = bench(5, LIMITS, &[0b11]);
+    bench.regions.pin(range(1, 1));
+    bench.now_ms = 100;
+    bench.poll();
+    assert!(!bench.regions.is_hot(RegionNo(0)) && bench.regions.is_hot(RegionNo(1)), "the second is pinned");
+    assert!(bench.writing.is_empty() && bench.graces.len() == 1);
+    bench.grace(true);
+    assert_eq!(bench.writing[&PageNo(0)], [0b10]);
+    bench.finish_all();
+    assert_eq!((bench.media[&PageNo(0)][0], bench.keeper.figures().hot), (0b10, 1));
+    bench.regions.unpin(range(1, 1));
+    bench.now_ms = 200;
+    bench.poll();
+    assert!(bench.graces.is_empty(), "a second chance");
+    bench.now_ms = 300;
+    bench.poll();
+    bench.grace(true);
+    bench.finish_all();
+    assert_eq!((bench.media[&PageNo(0)][0], bench.keeper.figures().cleared), (0, 2));
+    assert_eq!(bench.keeper.wake_at(300), None, "nothing is left to clear");
+}
+
+#[test]
+fn a_failed_grace_a_mark_or_anything_put_back_leaves_the_region_hot() {
+    for what in 0..3 {
+        let mut bench = bench(5, LIMITS, &[1]);
+        bench.now_ms = 100;
+        bench.poll();
+        assert!(!bench.regions.is_hot(RegionNo(0)));
+        if what == 1 {
+            let ticket = bench.ticket();
+            let _ = bench.tracking.finish(ticket, TrackRange::one(TrackNo(1)));
+        }
+        if what == 2 {
+            // Put back, and taken again.
+            bench.tracking.mark_out_of_sync(TrackRange::one(TrackNo(1)));
+            bench.tracking.out_of_sync().clear(TrackNo(1));
+        }
+        bench.grace(what > 0);
+        assert!(bench.regions.is_hot(RegionNo(0)) && bench.writing.is_empty(), "{what}");
+    }
+}
+
+#[test]
+fn a_region_with_a_mark_in_either_structure_stays_hot() {
+    for cut in [false, true] {
+        let mut bench = bench(5, LIMITS, &[1]);
+        if cut {
+            let epoch = Arc::new(Epoch::new());
+            let geometry = *bench.tracking.geometry();
+            let words = || Words::new(1).expect("memory");
+            let structures = [Bitmap::new(geometry.tracks(), words()), Bitmap::new(geometry.tracks(), words())];
+            bench.tracking = Tracking::new(geometry, 1, epoch.clone(), structures);
+            bench.tracking.arm(1);
+            epoch.begin(1);
+            bench.tracking.release();
+        }
+        let ticket = bench.ticket();
+        bench.tracking.mark(&ticket, TrackRange::one(TrackNo(1)));
+        let _ = bench.tracking.finish(ticket, TrackRange::one(TrackNo(1)));
+        assert_eq!(bench.tracking.out_of_sync().count(), u64::from(!cut));
+        bench.now_ms = 1000;
+        bench.poll();
+        assert!(bench.regions.is_hot(RegionNo(0)) && bench.graces.is_empty());
+    }
+}
+
+#[test]
+fn a_want_gets_a_region_back_at_once_until_the_page_without_it_is_submitted() {
+    // While the grace is under way.
+    let mut cooled = bench(5, LIMITS, &[1]);
+    cooled.now_ms = 100;
+    cooled.poll();
+    cooled.want(range(0, 1));
+    assert!(cooled.hear() && cooled.regions.is_hot(RegionNo(0)) && cooled.writing.is_empty());
+    cooled.grace(true);
+    assert!(cooled.writing.is_empty() && cooled.regions.is_hot(RegionNo(0)), "the grace was for nobody");
+
+    // When the page is busy with another write.
+    let mut busy = bench(5, LIMITS, &[1]);
+    busy.now_ms = 100;
+    busy.poll();
+    busy.want(range(3, 1));
+    busy.grace(true);
+    busy.want(range(0, 1));
+    assert!(busy.hear() && busy.regions.is_hot(RegionNo(0)));
+    busy.finish_all();
+    assert_eq!(busy.media[&PageNo(0)], [0b1001]);
+    assert_eq!(busy.keeper.figures().page_writes, 1, "nothing is left to write");
+
+    // When the page without it is on its way: the next write of it.
+    let mut late = bench(5, LIMITS, &[1]);
+    late.now_ms = 100;
+    late.poll();
+    late.grace(true);
+    late.want(range(0, 1));
+    assert!(!late.hear() && !late.regions.is_hot(RegionNo(0)));
+    late.finish(PageNo(0), true);
+    assert!(!late.hear() && !late.regions.is_hot(RegionNo(0)));
+    late.finish(PageNo(0), true);
+    assert!(late.hear() && late.regions.is_hot(RegionNo(0)));
+}
+
+#[test]
+fn beyond_the_bound_the_least_used_are_cleared_and_marked_ones_stay() {
+    let mut bench = bench(10, Limits { idle_ms: 100_000, batch: 10, ..LIMITS }, &[0b11_1111_1111]);
+    for region in [0, 1, 2] {
+        bench.tracking.mark_out_of_sync(bench.regions.tracks(RegionNo(region)));
+    }
+    bench.regions.pin(range(3, 3));
+    bench.regions.unpin(range(3, 3));
+    bench.poll();
+    bench.grace(true);
+    bench.finish_all();
+    assert_eq!(bench.keeper.figures().hot, 4);
+    let hot: Vec<u64> = (0..10).filter(|region| bench.regions.is_hot(RegionNo(*region))).collect();
+    assert_eq!(hot.iter().filter(|region| **region < 3).count(), 3, "{hot:?}");
+    assert!((3..6).contains(&hot[3]), "what was used goes last: {hot:?}");
+}
+
+#[test]
+fn a_sequential_writer_waits_once() {
+    let mut bench = bench(60, Limits { ahead: 8, hot_max: 100, ..LIMITS }, &[]);
+    let mut waited = 0;
+    for region in 0..60 {
+        let pinned = bench.regions.pin(range(region, 1));
+        if !pinned.hot {
+            waited += 1;
+            bench.want(range(region, 1));
+        } else if pinned.tell {
+            bench.keeper.tell(Message::Look, &bench.regions, &bench.tracking);
+            bench.poll();
+        }
+        bench.finish_all();
+        bench.regions.unpin(range(region, 1));
+    }
+    // The first region, and the second, which is the first of a sequence.
+    assert_eq!(waited, 2);
+    assert_eq!(bench.keeper.figures().hot, 60);
+}
+
+#[test]
+fn a_failed_write_is_final() {
+    for suspend in [false, true] {
+        let mut bench = bench(12, Limits { suspend, ..LIMITS }, &[1]);
+        bench.regions.pin(range(6, 1));
+        bench.want(range(6, 1));
+        bench.finish(PageNo(1), false);
+        assert!(bench.hear() && !bench.regions.all_hot(range(6, 1)));
+        assert_eq!(bench.regions.refuses(), !suspend);
+        assert!(bench.keeper.figures().failed && bench.regions.is_hot(RegionNo(0)));
+        bench.now_ms = 10_000;
+        bench.want(range(1, 1));
+        assert!(bench.writing.is_empty() && bench.graces.is_empty(), "neither marked nor cleared");
+        assert!(bench.hear(), "whoever comes later must not wait for ever either");
+    }
+}
+
+proptest! {
+    /// Whatever comes in whatever order, a hot region survives a crash at every step, and whoever waits is told.
+    #[test]
+    fn what_is_hot_is_durable(
+        hot in 0_u64..1 << 12, ahead in 0_u64..4,
+        steps in prop::collection::vec((0_u8..9, 0_u64..12, 1_u64..3), 1..200),
+    ) {
+        let mut bench = bench(12, Limits { ahead, ..LIMITS }, &[hot]);
+        let mut pinned: Vec<(RegionRange, bool)> = Vec::new();
+        for (what, at, count) in steps {
+            let regions = range(at, count.min(12 - at));
+            match what {
+                0..=2 => {
+                    let found = bench.regions.pin(regions);
+                    pinned.push((regions, found.hot));
+                    if !found.hot {
+                        bench.want(regions);
+                    }
+                }
+                3 | 4 if !pinned.is_empty() => {
+                    let at = usize::try_from(at).expect("small") % pinned.len();
+                    if pinned[at].1 {
+                        bench.regions.unpin(pinned.swap_remove(at).0);
+                    }
+                }
+                5 => bench.finish(PageNo(at % 3), true),
+                6 => bench.grace(at % 4 != 0),
+                7 => bench.now_ms += at * 20,
+                _ => bench.poll(),
+            }
+            bench.check();
+            if bench.hear() {
+                for (regions, hot) in &mut pinned {
+                    *hot = bench.regions.all_hot(*regions);
+                }
+            }
+            for (regions, hot) in &pinned {
+                prop_assert!(!hot || bench.regions.all_hot(*regions), "cooled although it is pinned");
+            }
+        }
+        for _ in 0..4 {
+            bench.finish_all();
+            bench.grace(true);
+        }
+        if bench.hear() {
+            for (regions, hot) in &mut pinned {
+                *hot = bench.regions.all_hot(*regions);
+            }
+        }
+        prop_assert!(pinned.iter().all(|(_, hot)| *hot), "somebody waits for ever");
+    }
+}

@@ -1,0 +1,85 @@
+//! What metadata asks of the file or device that it lies on: the seam at which tests fail, tear and lose writes.
+
+use std::fmt;
+use std::io;
+
+use super::layout::PAGE_BYTES;
+use crate::storage::Device;
+
+/// A file or device that holds metadata. Every offset and length is a multiple of [`PAGE_BYTES`] and every buffer is
+/// aligned to it, as direct I/O wants.
+pub trait Medium: fmt::Debug + Send + Sync {
+    /// Fills `buffer`; what lies behind the end reads as zeroes.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Writes; durable when it returns. After an error nothing is known of the range.
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Writes; durable only after the next [`Medium::flush`].
+    fn write_lazily(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    fn flush(&self) -> io::Result<()>;
+}
+
+impl Medium for Device {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.read_at(offset, buffer)
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_at(offset, bytes, true)
+    }
+
+    fn write_lazily(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_at(offset, bytes, false)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Self::flush(self)
+    }
+}
+
+/// One page of memory, aligned.
+#[derive(Clone)]
+#[repr(C, align(4096))]
+pub struct Page(pub [u8; PAGE_BYTES]);
+
+impl Page {
+    pub const ZERO: Self = Self([0; PAGE_BYTES]);
+
+    pub fn is_zero(&self) -> bool {
+        self.0 == Self::ZERO.0
+    }
+
+    /// The bytes at `at`, for numbers.
+    pub fn get<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.0[at..at + N]);
+        bytes
+    }
+
+    pub fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Of everything but the checksum itself, which is the four bytes at `at`.
+    pub fn checksum(&self, at: usize) -> u32 {
+        crc32c::crc32c_append(crc32c::crc32c(&self.0[..at]), &self.0[at + 4..])
+    }
+}
+
+impl fmt::Debug for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Page")
+    }
+}
+
+/// Four pages of memory, aligned: the unit of long reads and writes.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct Chunk(pub [u8; CHUNK_BYTES]);
+
+pub const CHUNK_BYTES: usize = 4 * PAGE_BYTES;
+
+impl Chunk {
+    pub fn new() -> Box<Self> {
+        Box::new(Self([0; CHUNK_BYTES]))
+    }
+}

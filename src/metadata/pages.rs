@@ -1,0 +1,232 @@
+//! Intent pages: one bit per region, set before data is written there and cleared long after.
+//!
+//! All numbers little-endian:
+//!
+//! ```text
+//! offset  size
+//!      0     4  magic "FPIN"
+//!      4     4  CRC32C of the page but these four bytes
+//!      8     8  number of the page
+//!     16    16  the volume's id, so that a page left by another volume is none of ours
+//!     32        one bit per region, in words of 64; bits behind the last region mean nothing
+//! ```
+//!
+//! A page that is not exactly that reads as all ones (H5): never as zeroes, never as an older content. A page of zeroes
+//! has never been written; it reads as all ones too, which is how a new volume has everything to copy.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::layout::{Layout, PAGE_BYTES, PAGE_HEADER_BYTES, REGIONS_PER_PAGE, WORDS_PER_PAGE};
+use super::medium::{Medium, Page};
+use super::tracks::Tracks;
+use crate::bugs::{Bug, present};
+use crate::geometry::Geometry;
+
+const MAGIC: &[u8; 4] = b"FPIN";
+const CRC: usize = 4;
+const NUMBER: usize = 8;
+const VOLUME: usize = 16;
+
+/// What a page on media turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    Valid,
+    /// Never written.
+    Absent,
+    Damaged,
+}
+
+/// A page with these bits; those of words that are missing are zero.
+pub fn encode(volume: [u8; 16], number: u64, words: &[u64]) -> Page {
+    let mut page = Page::ZERO;
+    page.put(0, MAGIC);
+    page.put(NUMBER, &number.to_le_bytes());
+    page.put(VOLUME, &volume);
+    for (at, word) in words.iter().take(WORDS_PER_PAGE).enumerate() {
+        page.put(PAGE_HEADER_BYTES + at * 8, &word.to_le_bytes());
+    }
+    let crc = page.checksum(CRC);
+    page.put(CRC, &crc.to_le_bytes());
+    page
+}
+
+/// The words of a page, all ones if it is not the page `number` of this volume, whole.
+pub fn decode(page: &Page, volume: [u8; 16], number: u64) -> (Found, [u64; WORDS_PER_PAGE]) {
+    let ones = [u64::MAX; WORDS_PER_PAGE];
+    if page.is_zero() {
+        return (Found::Absent, ones);
+    }
+    let ours = page.get::<4>(0) == *MAGIC
+        && u64::from_le_bytes(page.get(NUMBER)) == number
+        && page.get::<16>(VOLUME) == volume
+        && u32::from_le_bytes(page.get(CRC)) == page.checksum(CRC);
+    if !ours {
+        return (Found::Damaged, if present(Bug::DamagedPageIsCold) { [0; WORDS_PER_PAGE] } else { ones });
+    }
+    let mut words = [0; WORDS_PER_PAGE];
+    for (at, word) in words.iter_mut().enumerate() {
+        *word = u64::from_le_bytes(page.get(PAGE_HEADER_BYTES + at * 8));
+    }
+    (Found::Valid, words)
+}
+
+/// The regions that are hot on media.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hot {
+    /// How many regions there are.
+    pub regions: u64,
+    /// One bit for each; bits behind the last region are zero.
+    pub words: Vec<u64>,
+    /// Pages that were read as all ones because they are damaged.
+    pub damaged_pages: u64,
+    /// Pages that were read as all ones because they were never written.
+    pub absent_pages: u64,
+}
+
+impl Hot {
+    pub fn count(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    pub fn contains(&self, region: u64) -> bool {
+        let word = usize::try_from(region / 64).ok().and_then(|at| self.words.get(at));
+        word.is_some_and(|word| word >> (region % 64) & 1 == 1)
+    }
+
+    pub fn insert(&mut self, region: u64) {
+        if region < self.regions
+            && let Some(word) = usize::try_from(region / 64).ok().and_then(|at| self.words.get_mut(at))
+        {
+            *word |= 1 << (region % 64);
+        }
+    }
+
+    /// The words of one page.
+    pub fn page(&self, page: u64) -> &[u64] {
+        let start = usize::try_from(page).unwrap_or(usize::MAX).saturating_mul(WORDS_PER_PAGE).min(self.words.len());
+        &self.words[start..(start + WORDS_PER_PAGE).min(self.words.len())]
+    }
+
+    /// Every track of every hot region.
+    pub fn tracks(&self, geometry: &Geometry, region_bytes: u64) -> Tracks {
+        let per_region = (region_bytes / geometry.track_size()).max(1);
+        let mut tracks = Tracks::default();
+        let mut region = 0;
+        while region < self.regions {
+            let start = region;
+            while region < self.regions && self.contains(region) {
+                region += 1;
+            }
+            if region > start {
+                tracks.insert(start * per_region..(region * per_region).min(geometry.tracks()));
+            } else {
+                region += 1;
+            }
+        }
+        tracks
+    }
+}
+
+/// Reads all intent pages.
+pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16], regions: u64) -> io::Result<Hot> {
+    let words = usize::try_from(regions.div_ceil(64)).map_err(io::Error::other)?;
+    let mut hot = Hot { regions, words: Vec::with_capacity(words), damaged_pages: 0, absent_pages: 0 };
+    let mut page = Page::ZERO;
+    for number in 0..layout.intent_pages {
+        medium.read(layout.intent_offset + number * PAGE_BYTES as u64, &mut page.0)?;
+        let (found, bits) = decode(&page, volume, number);
+        match found {
+            Found::Valid => {}
+            Found::Absent => hot.absent_pages += 1,
+            Found::Damaged => hot.damaged_pages += 1,
+        }
+        hot.words.extend(bits.iter().take(words - hot.words.len()));
+    }
+    if let Some(last) = hot.words.last_mut().filter(|_| !regions.is_multiple_of(64)) {
+        *last &= (1 << (regions % 64)) - 1;
+    }
+    Ok(hot)
+}
+
+/// Where the intent pages of a volume are: for the thread that writes them.
+#[derive(Debug, Clone)]
+pub struct IntentArea {
+    pub(super) medium: Arc<dyn Medium>,
+    pub(super) layout: Layout,
+    pub(super) volume: [u8; 16],
+    /// Shared with [`super::media::Media`]: what has failed once is never written again.
+    pub(super) failed: Arc<AtomicBool>,
+}
+
+impl IntentArea {
+    pub fn pages(&self) -> u64 {
+        self.layout.intent_pages
+    }
+
+    /// Writes one page; durable when it returns. Blocks. `words` are those of the page, [`WORDS_PER_PAGE`] or, of the
+    /// last page, fewer. Never two writes of one page at a time (H4).
+    ///
+    /// After an error nothing is known of the page, and nothing of this volume's metadata is written any more: not even
+    /// its clean stop, so that the next start takes media as it finds it.
+    pub fn write(&self, page: u64, words: &[u64]) -> io::Result<()> {
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("an earlier write of the volume's metadata has failed"));
+        }
+        if page >= self.layout.intent_pages || words.len() > WORDS_PER_PAGE {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        let content = encode(self.volume, page, words);
+        let written = self.medium.write(self.layout.intent_offset + page * PAGE_BYTES as u64, &content.0);
+        if written.is_err() {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+        written
+    }
+
+    /// The number of the page that a region's bit is in.
+    pub fn page_of(region: u64) -> u64 {
+        region / REGIONS_PER_PAGE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: [u8; 16] = *b"0123456789abcdef";
+
+    #[test]
+    fn every_changed_byte_makes_a_page_all_ones() {
+        let words: Vec<u64> = (0..WORDS_PER_PAGE as u64).map(|at| at * 3).collect();
+        let good = encode(ID, 7, &words);
+        assert_eq!(decode(&good, ID, 7), (Found::Valid, words.clone().try_into().expect("all words")));
+        let ones = [u64::MAX; WORDS_PER_PAGE];
+        for at in 0..PAGE_BYTES {
+            for flip in [1, 0x80, 0xff] {
+                let mut page = good.clone();
+                page.0[at] ^= flip;
+                assert_eq!(decode(&page, ID, 7), (Found::Damaged, ones), "byte {at}");
+            }
+        }
+        assert_eq!(decode(&good, ID, 8), (Found::Damaged, ones), "a page written to the wrong place");
+        assert_eq!(decode(&good, *b"fedcba9876543210", 7), (Found::Damaged, ones), "of another volume");
+        assert_eq!(decode(&Page::ZERO, ID, 7), (Found::Absent, ones));
+    }
+
+    #[test]
+    fn hot_regions_are_whole_runs_of_tracks_and_end_with_the_volume() {
+        let geometry = Geometry::new((10 << 20) + 4096, 65536).expect("valid");
+        let mut hot = Hot { regions: 3, words: vec![0], damaged_pages: 0, absent_pages: 0 };
+        assert_eq!(hot.tracks(&geometry, 4 << 20).count(), 0);
+        hot.insert(2);
+        hot.insert(3);
+        assert_eq!((hot.count(), hot.contains(2), hot.contains(1)), (1, true, false));
+        assert_eq!(hot.tracks(&geometry, 4 << 20).count(), geometry.tracks() - 128);
+        hot.insert(0);
+        assert_eq!(hot.tracks(&geometry, 4 << 20).count(), geometry.tracks() - 64);
+        hot.insert(1);
+        assert_eq!(hot.tracks(&geometry, 4 << 20).count(), geometry.tracks());
+    }
+}

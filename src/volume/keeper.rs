@@ -1,0 +1,345 @@
+//! The metadata thread of a volume: carries out what the keeper of the intent decides. It decides nothing itself. It
+//! sleeps on its bell, and in the page writes, which only writes to cold regions wait for.
+//!
+//! One page is written at a time; what is wanted meanwhile goes with the next write of its page (group commit).
+
+use super::VolumeError;
+use crate::doorbell::Doorbell;
+use crate::frontend::Shared;
+use crate::intent::{Figures, Keeper, Limits, Message, Op, PageNo, Queues, REGION_SIZE_DEFAULT, Regions};
+use crate::memory::Words;
+use crate::metadata::layout::REGIONS_PER_PAGE;
+use crate::metadata::pages::IntentArea;
+use crate::storage::process;
+use crate::tracking::Tracking;
+use crate::uploader;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Longest sleep, in milliseconds.
+const SLEEP_MS_MAX: u64 = 10_000;
+/// A page write that takes longer than this, in milliseconds, is taken for one that never ends when the volume goes
+/// down.
+const HANG_MS: u64 = 5_000;
+
+/// Where the pages of the intent lie.
+pub trait Pages: Send {
+    /// Writes a page; durable when it returns. Blocks.
+    fn write(&self, page: PageNo, words: &[u64]) -> io::Result<()>;
+}
+
+/// The durable intent as it was found, and where it is kept.
+pub struct Intent {
+    pub pages: Box<dyn Pages>,
+    /// In bytes.
+    pub region_size: u64,
+    /// One bit for each region that media shows hot.
+    pub hot: Vec<u64>,
+    /// After a failed write of the metadata writes to cold regions wait until the volume goes down, instead of failing.
+    pub suspend: bool,
+    /// Told once, when that happens.
+    pub failed: Box<dyn FnOnce(&io::Error) + Send>,
+}
+
+impl fmt::Debug for Intent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Intent").field("region_size", &self.region_size).finish_non_exhaustive()
+    }
+}
+
+impl Pages for IntentArea {
+    fn write(&self, page: PageNo, words: &[u64]) -> io::Result<()> {
+        Self::write(self, page.0, words)
+    }
+}
+
+/// What the thread says of itself.
+#[derive(Debug, Default)]
+pub struct IntentStatus {
+    figures: Mutex<Figures>,
+    /// When the page write under way began, in milliseconds of the daemon's clock and 1; 0 without one.
+    writing_since_ms: AtomicU64,
+}
+
+impl IntentStatus {
+    pub fn figures(&self) -> Figures {
+        *self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a page write takes so long that nobody should wait for it any more.
+    pub fn hangs(&self, began: Instant) -> bool {
+        let since_ms = self.writing_since_ms.load(SeqCst);
+        since_ms != 0 && now_ms(began) > since_ms + HANG_MS
+    }
+}
+
+/// Bounds of every keeper.
+const HOT_MAX: u64 = 1024;
+const IDLE_MS: u64 = 10_000;
+const AHEAD: u64 = 8;
+const BATCH: usize = 4096;
+
+/// The regions of a volume, and the thread that keeps their intent.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub regions: Arc<Regions>,
+    pub status: Arc<IntentStatus>,
+    shared: Arc<Shared>,
+    /// None if no intent is kept: then every region passes for hot.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Kept {
+    pub fn start(
+        name: &str,
+        intent: Option<Intent>,
+        tracking: &Arc<Tracking>,
+        shared: &Arc<Shared>,
+    ) -> Result<Self, VolumeError> {
+        let geometry = *tracking.geometry();
+        let region_size = intent.as_ref().map_or(REGION_SIZE_DEFAULT, |intent| intent.region_size);
+        let words = usize::try_from(Regions::count_of(&geometry, region_size)).unwrap_or(usize::MAX);
+        let regions = Arc::new(Regions::new(geometry, region_size, Words::new(words)?));
+        let mut kept = Self { regions: regions.clone(), status: Arc::default(), shared: shared.clone(), thread: None };
+        let Some(Intent { pages, hot, suspend, failed, .. }) = intent else {
+            regions.heat_all();
+            return Ok(kept);
+        };
+        let limits = Limits { hot_max: HOT_MAX, idle_ms: IDLE_MS, ahead: AHEAD, batch: BATCH, suspend };
+        let keeper = Keeper::new(limits, &regions, REGIONS_PER_PAGE, &hot);
+        let (tracking, shared, status) = (tracking.clone(), shared.clone(), kept.status.clone());
+        let parts = Parts { keeper, regions, tracking, pages, shared, status, failed };
+        let thread = thread::Builder::new().name(format!("{name}-intent")).spawn(move || run(parts));
+        kept.thread = Some(thread.map_err(VolumeError::Keeper)?);
+        Ok(kept)
+    }
+
+    /// Calls `stop`, which waits for every write of the host, and sees to it that none waits for its intent for ever:
+    /// where metadata hangs, or has failed and writes wait for that to be mended, they get an error now.
+    pub fn while_attended<T>(&self, stop: impl FnOnce() -> T) -> T {
+        let stopped = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stopped.load(SeqCst) {
+                    if self.regions.has_failed() || self.status.hangs(self.shared.began) {
+                        self.regions.fail(false);
+                        self.shared.ring_all();
+                    }
+                    thread::park_timeout(ATTEND);
+                }
+            });
+            let result = stop();
+            stopped.store(true, SeqCst);
+            result
+        })
+    }
+
+    /// Ends the thread. An error if media may lack what it should show.
+    pub fn stop(mut self) -> Result<(), VolumeError> {
+        self.shared.keeper.tell(Message::Stop);
+        if let Some(thread) = self.thread.take() {
+            while !thread.is_finished() {
+                if self.status.hangs(self.shared.began) {
+                    // It ends when the device answers; until then it keeps the metadata locked (H23).
+                    return Err(VolumeError::Metadata);
+                }
+                thread::sleep(ATTEND / 10);
+            }
+            thread.join().map_err(|_| VolumeError::Metadata)?;
+        }
+        if self.regions.has_failed() { Err(VolumeError::Metadata) } else { Ok(()) }
+    }
+}
+
+impl Drop for Kept {
+    /// The volume could not be made: nobody waits for the thread.
+    fn drop(&mut self) {
+        self.shared.keeper.tell(Message::Stop);
+    }
+}
+
+/// How often a stop looks after writes that wait for their intent.
+const ATTEND: Duration = Duration::from_millis(100);
+
+/// Whatever the thread works with.
+struct Parts {
+    pub keeper: Keeper,
+    pub regions: Arc<Regions>,
+    pub tracking: Arc<Tracking>,
+    pub pages: Box<dyn Pages>,
+    /// Its mailbox, the drain's, and the queues' bells.
+    pub shared: Arc<Shared>,
+    pub status: Arc<IntentStatus>,
+    /// Told once, when a page could not be written.
+    pub failed: Box<dyn FnOnce(&io::Error) + Send>,
+}
+
+/// Runs until it is told to stop.
+fn run(parts: Parts) {
+    process::become_io_flusher().unwrap_or_else(|error| {
+        tracing::warn!("the metadata thread may have to wait for memory: {error}");
+    });
+    let Parts { mut keeper, regions, tracking, pages, shared, status, failed } = parts;
+    let (began, mut failed) = (shared.began, Some(failed));
+    let mut messages = Vec::new();
+    loop {
+        // The bell before the letters: one that comes after they were taken rings again.
+        shared.keeper.bell().answer();
+        shared.keeper.take(&mut messages);
+        let stop = messages.contains(&Message::Stop);
+        for message in messages.drain(..) {
+            keeper.tell(message, &regions, &tracking);
+        }
+        if stop {
+            return;
+        }
+        let now = now_ms(began);
+        let op = keeper.poll(now, &regions, &tracking);
+        ring(keeper.take_wakes(), &shared.bells);
+        match op {
+            Some(Op::Grace(id)) => shared.drain.tell(uploader::Message::Grace(id)),
+            Some(Op::Write(page)) => {
+                status.writing_since_ms.store(now.max(1), SeqCst);
+                let result = pages.write(page, keeper.page(page));
+                status.writing_since_ms.store(0, SeqCst);
+                keeper.written(page, result.is_ok(), &regions);
+                ring(keeper.take_wakes(), &shared.bells);
+                if let Err(error) = result
+                    && let Some(failed) = failed.take()
+                {
+                    failed(&error);
+                }
+            }
+            None => {
+                *status.figures.lock().unwrap_or_else(PoisonError::into_inner) = keeper.figures();
+                let until = keeper.wake_at(now).unwrap_or(u64::MAX);
+                shared.keeper.bell().wait(until.saturating_sub(now).min(SLEEP_MS_MAX));
+            }
+        }
+    }
+}
+
+/// Rings those whose writes may go on.
+fn ring(queues: Queues, bells: &[Doorbell]) {
+    for (queue, bell) in bells.iter().enumerate() {
+        if queues.contains(queue) {
+            bell.ring();
+        }
+    }
+}
+
+fn now_ms(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("keeper", &self.keeper).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Geometry;
+    use crate::intent::{RegionNo, RegionRange};
+    use crate::tracking::{Bitmap, Epoch};
+    use crate::uploader::{Images, Mailbox};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    const REGION: RegionRange = RegionRange { start: RegionNo(1), count: 1 };
+
+    /// Pages that are written when the test says so, and how.
+    struct Told(Sender<(PageNo, Vec<u64>)>, Receiver<io::Result<()>>);
+
+    impl Pages for Told {
+        fn write(&self, page: PageNo, words: &[u64]) -> io::Result<()> {
+            self.0.send((page, words.to_vec())).map_err(io::Error::other)?;
+            self.1.recv().map_err(io::Error::other)?
+        }
+    }
+
+    struct Bench {
+        kept: Kept,
+        shared: Arc<Shared>,
+        asked: Receiver<(PageNo, Vec<u64>)>,
+        answer: Sender<io::Result<()>>,
+        failures: Receiver<String>,
+    }
+
+    fn bench(suspend: bool) -> Bench {
+        let geometry = Geometry::new(4 * REGION_SIZE_DEFAULT, 65536).expect("valid");
+        let words = |count: u64| Words::new(usize::try_from(count).expect("small")).expect("memory");
+        let bitmap = || Bitmap::new(geometry.tracks(), words(Bitmap::words_for(geometry.tracks())));
+        let tracking = Arc::new(Tracking::new(geometry, 1, Arc::new(Epoch::new()), [bitmap(), bitmap()]));
+        let shared = Arc::new(Shared {
+            images: Arc::new(Images::new(0, 4096).expect("none")),
+            drain: Arc::new(Mailbox::new(8).expect("a bell")),
+            keeper: Arc::new(crate::intent::Mailbox::new(8).expect("a bell")),
+            bells: Box::new([Doorbell::new().expect("a bell")]),
+            zeroing: crate::storage::Zeroing { unmap: None, keep: None },
+            abandoned: AtomicBool::new(false),
+            began: Instant::now(),
+        });
+        let ((ask, asked), (answer, answers), (fail, failures)) = (channel(), channel(), channel());
+        let intent = Intent {
+            pages: Box::new(Told(ask, answers)),
+            region_size: REGION_SIZE_DEFAULT,
+            hot: vec![0],
+            suspend,
+            failed: Box::new(move |error| drop(fail.send(error.to_string()))),
+        };
+        let kept = Kept::start("test", Some(intent), &tracking, &shared).expect("a thread");
+        Bench { kept, shared, asked, answer, failures }
+    }
+
+    impl Bench {
+        /// A write arrives that finds its region cold.
+        fn want(&self) {
+            assert!(!self.kept.regions.pin(REGION).hot);
+            self.shared.keeper.tell(Message::Want { queue: 0, regions: REGION });
+        }
+
+        fn wait_for_bell(&self) {
+            self.shared.bells[0].wait(10_000);
+            self.shared.bells[0].answer();
+        }
+    }
+
+    #[test]
+    fn a_write_goes_on_when_its_page_is_written() {
+        let bench = bench(false);
+        bench.want();
+        assert_eq!(bench.asked.recv().expect("a write"), (PageNo(0), vec![0b10]));
+        assert!(!bench.kept.regions.all_hot(REGION), "not while the page is being written");
+        bench.answer.send(Ok(())).expect("the thread");
+        bench.wait_for_bell();
+        assert!(bench.kept.regions.all_hot(REGION));
+        bench.kept.stop().expect("clean");
+    }
+
+    #[test]
+    fn a_failed_page_write_is_told_once_and_no_stop_is_clean_after_it() {
+        for suspend in [false, true] {
+            let bench = bench(suspend);
+            bench.want();
+            bench.asked.recv().expect("a write");
+            bench.answer.send(Err(io::Error::other("worn out"))).expect("the thread");
+            bench.wait_for_bell();
+            assert_eq!(bench.failures.recv().expect("told"), "worn out");
+            assert_eq!(bench.kept.regions.refuses(), !suspend);
+            // Whoever is suspended gets its error when the volume goes down.
+            bench.kept.while_attended(|| {
+                if suspend {
+                    bench.wait_for_bell();
+                }
+            });
+            assert!(bench.kept.regions.refuses() && !bench.kept.regions.all_hot(REGION));
+            assert!(matches!(bench.kept.stop(), Err(VolumeError::Metadata)));
+        }
+    }
+}

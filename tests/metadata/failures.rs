@@ -1,0 +1,59 @@
+//! Every call of the device fails once, with an error and with no space left, and leaves its range old, new or torn.
+//! The volume stops there, for good, and a later start finds everything (H9).
+
+use std::path::Path;
+
+use farpoint::metadata::MetadataError;
+use farpoint::metadata::media::Media;
+use nix::libc::{EIO, ENOSPC};
+
+use super::disk::{Failing, Leaves};
+use super::history::{Life, assert_starts, few};
+
+fn empty() -> Vec<u8> {
+    vec![0; usize::try_from(Life::superblock().layout.bytes()).expect("small")]
+}
+
+#[test]
+fn every_call_that_fails_is_reported_and_leaves_a_superset() {
+    let mut whole = Life::new(empty());
+    whole.live(&few()).expect("nothing fails");
+    let calls = whole.disk.calls();
+    assert!(calls > 50, "{calls}");
+    for call in 0..calls {
+        for errno in [EIO, ENOSPC] {
+            for leaves in [Leaves::Old, Leaves::New, Leaves::Half] {
+                let mut life = Life::new(empty());
+                life.disk.fail(Failing { call, errno, leaves });
+                let result = life.live(&few());
+                let error = result.expect_err("the call that failed was passed over");
+                assert!(matches!(error, MetadataError::Io { .. }), "call {call}: {error}");
+                let what = || format!("call {call}, {errno}, {leaves:?}");
+                assert_starts(life.disk.content(), &life.truth, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn after_a_failed_write_nothing_is_written_any_more() {
+    let run = |failing: fn(&Media) -> bool| {
+        let mut life = Life::new(empty());
+        life.live_until(1, &few()).expect("nothing fails");
+        let media = Media::open(Path::new("/metadata"), life.disk.clone()).expect("whole");
+        let recovery = media.recovery().expect("readable");
+        media.begin(&recovery, true).expect("written");
+        let call = life.disk.calls();
+        life.disk.fail(Failing { call, errno: EIO, leaves: Leaves::Old });
+        assert!(failing(&media), "it was told");
+        assert!(media.has_failed());
+        let content = life.disk.content();
+        assert!(matches!(media.end(&few(), false), Err(MetadataError::Final { .. })));
+        assert!(matches!(media.update(|_| {}), Err(MetadataError::Final { .. })));
+        assert!(media.intent_area().write(0, &[0]).is_err());
+        assert!(life.disk.content() == content, "something was written");
+    };
+    run(|media| media.intent_area().write(0, &[1]).is_err());
+    run(|media| media.update(|superblock| superblock.last_increment = 9).is_err());
+    run(|media| media.end(&few(), false).is_err());
+}

@@ -1,0 +1,150 @@
+//! Drives a [`Keeper`](farpoint::intent::Keeper) as its thread does, one small step at a time: answers, letters, then
+//! what it wants to do. It wakes for its bell, a page that was written and the time it named, and for nothing else.
+
+use crate::devices::IoKind;
+use crate::disk::PAGE_SECTORS;
+use crate::options::Deaf;
+use crate::trace::Note;
+use crate::world::World;
+use farpoint::intent::{Keeper, Message, Op, PageNo, Regions};
+use farpoint::metadata::pages;
+use farpoint::uploader;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Bell,
+    Letters,
+    Poll,
+}
+
+/// A keeper's thread.
+#[derive(Debug)]
+pub struct KeeperDriver {
+    pub keeper: Keeper,
+    phase: Phase,
+    /// Pages that were written, and whether well.
+    pub answers: VecDeque<(PageNo, bool)>,
+    letters: VecDeque<Message>,
+    scheduled: bool,
+    ringing: bool,
+    pub wake_us: Option<u64>,
+    /// Page writes so far: each has a number.
+    writes: usize,
+}
+
+impl KeeperDriver {
+    pub fn new(keeper: Keeper) -> Self {
+        Self {
+            keeper,
+            phase: Phase::Bell,
+            answers: VecDeque::new(),
+            letters: VecDeque::new(),
+            scheduled: false,
+            ringing: false,
+            wake_us: None,
+            writes: 0,
+        }
+    }
+
+    /// Its bell rang. True: it slept and has to be scheduled.
+    pub fn rung(&mut self) -> bool {
+        self.ringing = true;
+        !std::mem::replace(&mut self.scheduled, true)
+    }
+}
+
+impl World {
+    fn regions(&self, index: usize) -> Arc<Regions> {
+        self.volumes[index].regions.clone()
+    }
+
+    /// A keeper's thread does one thing. False: it sleeps.
+    pub fn run_keeper(&mut self, index: usize) -> bool {
+        self.coverage.keeper_steps += 1;
+        let (regions, now_us) = (self.regions(index), self.now_us);
+        let volume = &mut self.volumes[index];
+        let driver = &mut volume.kept;
+        match driver.phase {
+            Phase::Bell => {
+                driver.ringing = false;
+                driver.letters.extend(volume.side.letters.drain(..));
+                driver.phase = Phase::Letters;
+            }
+            Phase::Letters => {
+                if let Some((page, ok)) = driver.answers.pop_front() {
+                    driver.keeper.written(page, ok, &regions);
+                } else if let Some(letter) = driver.letters.pop_front() {
+                    driver.keeper.tell(letter, &regions, &volume.tracking);
+                } else {
+                    driver.phase = Phase::Poll;
+                }
+            }
+            Phase::Poll => match driver.keeper.poll(now_us / 1000, &regions, &volume.tracking) {
+                Some(op) => self.keeper_op(index, op),
+                None => {
+                    driver.phase = Phase::Bell;
+                    if !driver.ringing && driver.answers.is_empty() {
+                        driver.scheduled = false;
+                        let wake_ms = driver.keeper.wake_at(now_us / 1000);
+                        driver.wake_us = wake_ms.map(|wake| (wake * 1000).max(now_us + 100));
+                        self.ring_for_keeper(index);
+                        return false;
+                    }
+                }
+            },
+        }
+        self.ring_for_keeper(index);
+        true
+    }
+
+    fn keeper_op(&mut self, index: usize, op: Op) {
+        self.note(Note::Keeper(index, op));
+        let volume = &mut self.volumes[index];
+        match op {
+            Op::Grace(id) => volume.side.tell_drain(uploader::Message::Grace(id)),
+            Op::Write(page) => {
+                let number = volume.kept.writes;
+                volume.kept.writes += 1;
+                let id = volume.side.devices.volume_id;
+                let content = pages::encode(id, page.0, volume.kept.keeper.page(page));
+                volume.side.devices.pages.insert(number, (page, content));
+                volume.side.submit(IoKind::WritePage(number), 0, PAGE_SECTORS);
+                self.coverage.page_writes += 1;
+            }
+        }
+    }
+
+    fn ring_for_keeper(&mut self, index: usize) {
+        let volume = &mut self.volumes[index];
+        let queues = volume.kept.keeper.take_wakes();
+        if !queues.none() && volume.side.deaf != Some(Deaf::Intent) {
+            for (queue, ring) in volume.side.ring_queues.iter_mut().enumerate() {
+                *ring |= queues.contains(queue);
+            }
+        }
+        self.collect(index);
+    }
+
+    /// A page of the intent is on media, or could not be written.
+    pub fn answer_keeper(&mut self, index: usize, number: usize, ok: bool) {
+        let volume = &mut self.volumes[index];
+        let (page, _) = volume.side.devices.pages.remove(&number).expect("a write under way");
+        volume.kept.answers.push_back((page, ok));
+        volume.side.ring_keeper = true;
+        self.collect(index);
+    }
+
+    /// The administrator takes down what metadata has suspended: whoever waits for it gets an error.
+    pub fn end_suspension(&mut self) {
+        for index in 0..self.volumes.len() {
+            let volume = &mut self.volumes[index];
+            if volume.regions.has_failed() && !volume.regions.refuses() {
+                volume.regions.fail(false);
+                volume.side.ring_all_queues();
+                self.collect(index);
+            }
+        }
+    }
+}
