@@ -4,8 +4,8 @@
 use super::api::{Create, Done, Down, Failure, FailureKind, Response, UpReply};
 use super::config::{MetadataErrorPolicy, VolumeConfig};
 use super::entry::{Entry, Phase};
+use super::limits::MIB;
 use super::media::{self, Known};
-use super::report::seconds;
 use super::{Controller, Note, Reply, answer, need};
 use crate::frontend::leftovers;
 use crate::frontend::openers;
@@ -424,13 +424,13 @@ fn known(media: &Media) -> Option<Box<Known>> {
 
 /// What a start found that an administrator wants to know.
 fn say_what_was_found(name: &str, known: &Known) {
-    let gib = |regions: u64| seconds(regions * u64::from(known.superblock.region_size)) / seconds(1 << 30);
+    let mib = |regions: u64| regions * u64::from(known.superblock.region_size) / MIB;
     match known.way {
         Way::Exact | Way::New => {}
         Way::Unclean => tracing::warn!(
-            "{name} was not stopped cleanly; recovered: {} regions, {:.1} GiB are copied again",
+            "{name} was not stopped cleanly; recovered: {} regions, {} MiB are copied again",
             known.hot_regions,
-            gib(known.hot_regions)
+            mib(known.hot_regions)
         ),
         Way::SavedDamaged => {
             let regions = known.hot_regions;
@@ -441,7 +441,7 @@ fn say_what_was_found(name: &str, known: &Known) {
     if known.damaged_pages > 0 {
         let regions = known.damaged_pages * crate::metadata::media::REGIONS_PER_PAGE;
         let regions = regions.min(known.superblock.regions());
-        tracing::warn!("{name}: {} damaged pages: {:.1} GiB are copied again", known.damaged_pages, gib(regions));
+        tracing::warn!("{name}: {} damaged pages: {} MiB are copied again", known.damaged_pages, mib(regions));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Devices that have outlived the daemon that served them: each is taken back by bringing its volume up again, with its
-//! users noticing a pause and no error; what cannot be taken back waits, is tried again, and can be removed. A daemon that
-//! is told to end leaves those that are in use to the next one: a restart, for a new version say, takes nothing from
-//! anybody.
+//! users noticing a pause and no error; what cannot be taken back waits, is tried again, and can be removed. A daemon
+//! that is told to end leaves those that are in use to the next one: a restart, for a new version say, takes nothing
+//! from anybody.
 
 use super::api::{Done, Failure, FailureKind, Response};
 use super::entry::{Entry, Phase, Waiting};
@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 impl Controller {
-    /// At the start: takes back every device that waits for a volume of ours. Others are left alone, whoever they belong
-    /// to: a volume may only be unknown because of a slip in its configuration, and its device in use.
+    /// At the start: takes back every device that waits for a volume of ours. Others are left alone, whoever they
+    /// belong to: a volume may only be unknown because of a slip in its configuration, and its device in use.
     pub(super) async fn take_back(&mut self) {
         let found = spawn_blocking(leftovers::find).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         let found = found.unwrap_or_else(|error| {

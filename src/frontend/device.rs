@@ -4,8 +4,8 @@
 //! Stop order: the volume has let every held write go; `STOP_DEV` while the queues still serve; the queue threads end;
 //! their files and mappings are closed; `DEL_DEV`. Any other order can wait for itself.
 //!
-//! A device outlives a daemon that is killed (H22): the kernel holds its I/O, hands what the daemon had in hand to the next
-//! one once more, and goes on with what waited. A write done twice is the same bytes twice, and is marked twice.
+//! A device outlives a daemon that is killed (H22): the kernel holds its I/O, hands what the daemon had in hand to the
+//! next one once more, and goes on with what waited. A write done twice is the same bytes twice, and is marked twice.
 
 use super::leftovers::Owner;
 use super::queue_io::Handler;
@@ -33,7 +33,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(90);
 /// libublk asks for half a minute at a time.
 const TAKE_BACK_TRIES: u8 = 1;
-/// How long it may take until all its requests can be taken: its users wait already, and nothing is gained by giving up.
+/// How long it may take until all its requests can be taken: its users wait already, and giving up gains nothing.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(300);
 /// Largest request of the host, in bytes: each tag has memory for one.
 pub const REQUEST_BYTES_MAX: u32 = 512 << 10;

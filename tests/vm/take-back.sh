@@ -131,8 +131,8 @@ refused "delete" 4 "*not down*" fp delete vol0 --yes
 refused "down" 8 "*in use*" fp down vol0
 kill -0 "$copier" || fail "the host's writes did not wait"
 mv "$work/away" "$work/primary"
-bring_up vol0
-expect "the device" "$first" "$dev"
+wait_for "the device to be taken back by itself" is_served
+expect "the device" "$first" "$(device_of vol0)"
 finish "$copier" "the host's writes"
 in_sync vol0
 equal "$work/primary" "$work/secondary"
