@@ -246,8 +246,7 @@ impl World {
             }
             Act::Begin(number) => {
                 self.note(Note::Begin(number));
-                // A planted second cut may come after a later one, of other volumes; the epoch only grows.
-                self.epoch.begin(number.max(self.epoch.number()));
+                self.epoch.begin(number);
                 self.controller.numbers_used = self.epoch.number();
             }
             Act::Look(volume) => {
