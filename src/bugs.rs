@@ -44,6 +44,8 @@ pub enum Bug {
     ClearedAfterFailure,
     /// A region is cleared although the primary has not flushed what the secondary has.
     PrimaryNotFlushed,
+    /// A failed flush of the primary is forgotten when a later one succeeds.
+    PrimaryErrorForgotten,
     /// A region that media still shows hot is taken for durable while the page without it is being written.
     PageWriteSkipped,
     /// A page of the intent is written again while it is being written.

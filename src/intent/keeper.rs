@@ -22,6 +22,7 @@ use super::sweep::Sweep;
 use crate::bugs::{Bug, present};
 use crate::tracking::Tracking;
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Bound;
 
 /// Regions marked ahead that it listens to; the oldest are forgotten, which costs a writer a wait.
 const LISTENING_MAX: usize = 64;
@@ -91,8 +92,9 @@ pub struct Keeper {
     limits: Limits,
     regions_per_page: u64,
     pages: Box<[Page]>,
-    /// Pages that have to be written.
+    /// Pages that have to be written, and the one that was written last.
     dirty: BTreeSet<PageNo>,
+    last: PageNo,
     waiting: Vec<(usize, RegionRange)>,
     listening: VecDeque<RegionNo>,
     sweep: Sweep,
@@ -119,6 +121,7 @@ impl Keeper {
             regions_per_page,
             pages: (0..count.div_ceil(regions_per_page)).map(page).collect(),
             dirty: BTreeSet::new(),
+            last: PageNo(0),
             waiting: Vec::new(),
             listening: VecDeque::with_capacity(LISTENING_MAX),
             sweep: Sweep::new(limits.idle_ms),
@@ -276,10 +279,11 @@ impl Keeper {
         if let Some(page) = self.next_write() {
             self.pages[place(page)].begin_write();
             self.dirty.remove(&page);
+            self.last = page;
             self.figures.page_writes += 1;
             return Some(Op::Write(page));
         }
-        if self.grace.is_some() {
+        if self.grace.is_some() || regions.is_in_doubt() {
             return None;
         }
         if self.sweep.rests() {
@@ -307,10 +311,15 @@ impl Keeper {
     }
 
     /// A page to be written that is not being written (H4): one that somebody waits for before one that only clears.
+    /// They take turns, or a page further up could wait for as long as there are cold writes further down.
     fn next_write(&self) -> Option<PageNo> {
         let free = |page: &&PageNo| !self.pages[place(**page)].writing || present(Bug::TwoWritesOfAPage);
-        let waited_for = self.dirty.iter().filter(free).find(|page| !self.pages[place(**page)].setting.is_empty());
-        waited_for.or_else(|| self.dirty.iter().find(free)).copied()
+        let in_turn = || {
+            let behind = self.dirty.range((Bound::Excluded(self.last), Bound::Unbounded));
+            behind.chain(self.dirty.range(..=self.last)).filter(free)
+        };
+        let waited_for = in_turn().find(|page| !self.pages[place(**page)].setting.is_empty());
+        waited_for.or_else(|| in_turn().next()).copied()
     }
 
     /// The page that was submitted is durable, or could not be written.
@@ -399,9 +408,12 @@ impl Keeper {
         if self.figures.failed {
             return;
         }
+        if !durable {
+            regions.doubt_primary();
+        }
         let put_back = tracking.put_back() != self.put_back && !present(Bug::ClearedAfterFailure);
         for region in std::mem::take(&mut self.cooled) {
-            if !durable || put_back || tracking.any_marked(regions.tracks(region)) {
+            if !durable || put_back || regions.is_in_doubt() || tracking.any_marked(regions.tracks(region)) {
                 regions.heat(region);
                 continue;
             }

@@ -71,6 +71,8 @@ pub struct Regions {
     words: Words,
     /// 0 while intents can be written, then [`SUSPENDED`] or [`REFUSED`].
     failed: AtomicU32,
+    /// 1 once the primary may have lost what it acknowledged.
+    doubt: AtomicU32,
 }
 
 const SUSPENDED: u32 = 1;
@@ -81,7 +83,7 @@ impl Regions {
     pub fn new(geometry: Geometry, region_size: u64, words: Words) -> Self {
         let shift = (region_size / geometry.track_size()).max(1).trailing_zeros();
         debug_assert!(words.len() as u64 >= Self::count_of(&geometry, region_size), "a word per region");
-        Self { geometry, shift, words, failed: AtomicU32::new(0) }
+        Self { geometry, shift, words, failed: AtomicU32::new(0), doubt: AtomicU32::new(0) }
     }
 
     /// Regions that a volume has.
@@ -157,6 +159,16 @@ impl Regions {
     /// Whether writes to cold regions are to be answered with an error.
     pub fn refuses(&self) -> bool {
         self.failed.load(SeqCst) == REFUSED
+    }
+
+    /// A flush of the primary has failed: what was written before may be lost at a power cut although a later flush
+    /// succeeds, for it is told only once (H7). Until the volume comes up again no region is cleared, and no stop is clean.
+    pub fn doubt_primary(&self) {
+        self.doubt.store(1, SeqCst);
+    }
+
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubt.load(SeqCst) != 0 && !present(Bug::PrimaryErrorForgotten)
     }
 
     // The keeper's thread alone calls these.

@@ -317,6 +317,9 @@ impl Host {
         }
         if answer < 0 {
             add(&counters.errors, 1);
+            if matches!(slot.request.op, Op::Flush | Op::Write { durable: true }) {
+                self.regions.doubt_primary();
+            }
         }
         if let Some(ticket) = slot.ticket.take()
             && self.tracking.finish(ticket, slot.tracks)

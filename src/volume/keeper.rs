@@ -151,6 +151,9 @@ impl Kept {
             }
             thread.join().map_err(|_| VolumeError::Metadata)?;
         }
+        if self.regions.is_in_doubt() {
+            return Err(VolumeError::Doubt);
+        }
         if self.regions.has_failed() { Err(VolumeError::Metadata) } else { Ok(()) }
     }
 }
@@ -184,7 +187,7 @@ fn run(parts: Parts) {
         tracing::warn!("the metadata thread may have to wait for memory: {error}");
     });
     let Parts { mut keeper, regions, tracking, pages, shared, status, failed } = parts;
-    let (began, mut failed) = (shared.began, Some(failed));
+    let (began, mut failed, mut doubted) = (shared.began, Some(failed), false);
     let mut messages = Vec::new();
     loop {
         // The bell before the letters: one that comes after they were taken rings again.
@@ -196,6 +199,13 @@ fn run(parts: Parts) {
         }
         if stop {
             return;
+        }
+        if regions.is_in_doubt() && !doubted {
+            doubted = true;
+            tracing::error!(
+                "a flush of the primary has failed, so that it may have lost what it acknowledged; check it: until the \
+                 volume comes up again no region is cleared, and it cannot be stopped cleanly"
+            );
         }
         let now = now_ms(began);
         let op = keeper.poll(now, &regions, &tracking);

@@ -80,6 +80,8 @@ pub enum VolumeError {
     Memory(#[from] MemoryError),
     #[error("cannot start the metadata thread: {0}; see whether memory, files or threads have run out")]
     Keeper(io::Error),
+    #[error("a flush of the primary failed while it was served; check it before it is used again")]
+    Doubt,
     #[error("the metadata could not be written, so that the next start has to take the volume as unclean")]
     Metadata,
     #[error("cannot start the drain: {0}; see whether memory, files or threads have run out")]
@@ -98,7 +100,7 @@ impl VolumeError {
         match self {
             Self::Geometry(_) | Self::Memory(_) | Self::Drain(_) | Self::Keeper(_) => false,
             Self::Device(error) => error.may_have_served(),
-            Self::Ended(_) | Self::Flush(_) | Self::Metadata => true,
+            Self::Ended(_) | Self::Flush(_) | Self::Metadata | Self::Doubt => true,
         }
     }
 }

@@ -40,10 +40,17 @@ impl Cache {
 
     pub fn end_flush(&mut self, flusher: Flusher, ok: bool) {
         for (sector, number, stamp) in self.flushes.remove(&flusher).unwrap_or_default() {
-            if ok && number > self.durable[sector].0 {
+            if number > self.durable[sector].0 {
+                // What a failed flush covered may be lost, and no later one says so again.
+                let stamp = if ok { stamp } else { self.durable[sector].1 };
                 self.durable[sector] = (number, stamp);
             }
         }
+    }
+
+    /// A flush was not even begun.
+    pub fn turn_away(&mut self, flusher: (usize, u16)) {
+        self.flushes.remove(&Some(flusher));
     }
 
     /// A write that asked to be durable is done.
@@ -57,7 +64,7 @@ impl Cache {
     pub fn remains(&self, content: &[Stamp], rng: &mut Rng) -> Vec<Stamp> {
         let sectors = content.iter().zip(&self.durable).zip(&self.written);
         sectors
-            .map(|((new, (number, old)), written)| if number == written || rng.chance(1, 2) { *new } else { *old })
+            .map(|((new, (number, kept)), written)| if number != written && rng.chance(1, 2) { *new } else { *kept })
             .collect()
     }
 }

@@ -101,7 +101,9 @@ impl World {
             tracks.add(volume.tracking.change_recording());
             devices.cache.begin_flush(None, &devices.primary);
             devices.cache.end_flush(None, true);
-            let failed = volume.regions.has_failed() || volume.kept.answers.iter().any(|(_, ok)| !ok);
+            let failed = volume.regions.has_failed()
+                || volume.regions.is_in_doubt()
+                || volume.kept.answers.iter().any(|(_, ok)| !ok);
             let (Some(media), false) = (&devices.media, failed) else {
                 saved.push(None);
                 continue;

@@ -251,6 +251,7 @@ bugs_are_found! {
     a_region_cleared_before_the_flush_is_found: ClearedBeforeFlush breaks ["P1"],
     a_region_cleared_after_a_failure_is_found: ClearedAfterFailure breaks ["P1"],
     a_primary_that_was_not_flushed_is_found: PrimaryNotFlushed breaks ["P1"],
+    a_forgotten_error_of_the_primary_is_found: PrimaryErrorForgotten breaks ["P1"],
     a_page_write_skipped_is_found: PageWriteSkipped breaks ["P1"],
     two_writes_of_a_page_are_found: TwoWritesOfAPage breaks ["P1"],
     hot_regions_forgotten_are_found: HotForgotten breaks ["P1"],

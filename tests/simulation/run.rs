@@ -162,7 +162,8 @@ impl World {
         self.note(Note::Phase("cool down"));
         let began = self.coverage.steps;
         let hot = |world: &Self| {
-            let kept = world.volumes.iter().map(|volume| volume.kept.keeper.figures());
+            let sound = world.volumes.iter().filter(|volume| !volume.regions.is_in_doubt());
+            let kept = sound.map(|volume| volume.kept.keeper.figures());
             kept.filter(|figures| !figures.failed).map(|figures| figures.hot).sum::<u64>()
         };
         while hot(self) > 0 && self.options.intent.is_some() && self.violation.is_none() {

@@ -345,6 +345,7 @@ impl World {
         let side = &mut self.volumes[io.volume].side;
         let devices = &mut side.devices;
         match io.kind {
+            IoKind::HostFlush { queue, tag } if io.fate == Fate::Again => devices.cache.turn_away((queue, tag)),
             IoKind::HostFlush { queue, tag } => devices.cache.end_flush(Some((queue, tag)), io.fate == Fate::Good),
             IoKind::HostWrite { queue, tag, .. } if matches!(io.fate, Fate::Good | Fate::Short(_)) => {
                 let asked = side.asked[queue][usize::from(tag)];
