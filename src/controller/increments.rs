@@ -131,7 +131,10 @@ impl Controller {
             .iter()
             .map(|name| {
                 let entry = self.entry(name)?;
-                entry.running().map(|_| entry.id)
+                entry.running()?;
+                // Taken down meanwhile, and perhaps up again.
+                let gone = || Failure::new(FailureKind::WrongState, format!("{name}: it was taken down meanwhile"));
+                (entry.increment == Some(number)).then_some(entry.id).ok_or_else(gone)
             })
             .collect();
         let volumes = match stored.and(volumes) {

@@ -62,14 +62,18 @@ impl Controller {
             let volume = self.config.volume(&name);
             match volume.and_then(|volume| Ok((media::look(&self.config.metadata_path(&name, &volume))?, volume))) {
                 Ok((Some(known), volume)) => self.add(name, volume, known),
-                Ok((None, _)) => tracing::info!("{name}: has a configuration but was never created"),
+                Ok((None, volume)) => tracing::warn!(
+                    "{name}: there is no metadata at {}; attach what it is on and restart the daemon, or create the \
+                     volume if it never was",
+                    self.config.metadata_path(&name, &volume).display()
+                ),
                 Err(failure) => tracing::error!("{name}: left out: {failure}; then restart the daemon"),
             }
         }
         Ok(())
     }
 
-    fn add(&mut self, name: String, config: VolumeConfig, known: Known) {
+    pub(super) fn add(&mut self, name: String, config: VolumeConfig, known: Known) {
         let id = VolumeId(self.next_id);
         self.next_id += 1;
         let path = self.config.metadata_path(&name, &config);
@@ -219,7 +223,7 @@ impl Controller {
             Err(failure) => return answer(reply, Err(failure)),
         };
         if down.force {
-            return self.take_down(&name, Some(reply));
+            return self.take_down(&name, true, Some(reply));
         }
         let notes = self.notes.clone();
         spawn_blocking(move || {
@@ -231,13 +235,16 @@ impl Controller {
     /// Whether somebody has the device open is known.
     pub(super) fn free(&mut self, name: &str, free: Result<(), Failure>, reply: Reply) {
         match free {
-            Ok(()) => self.take_down(name, Some(reply)),
+            Ok(()) => self.take_down(name, false, Some(reply)),
             Err(failure) => answer(reply, Err(failure)),
         }
     }
 
-    fn take_down(&mut self, name: &str, reply: Option<Reply>) {
-        if self.is_being_cut(name) {
+    /// `force`: even if an increment's number is being stored, which takes for ever where metadata hangs.
+    fn take_down(&mut self, name: &str, force: bool, reply: Option<Reply>) {
+        if self.is_being_cut(name) && force {
+            self.entry_mut(name).map(|entry| entry.increment = None).unwrap_or_default();
+        } else if self.is_being_cut(name) {
             let why = format!("{name}: a start is under way; try again when it is answered");
             if let Some(reply) = reply {
                 answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
@@ -349,7 +356,7 @@ impl Controller {
         loop {
             for name in &names {
                 if self.volumes.get(name).is_some_and(|entry| matches!(entry.phase, Phase::Up(_))) {
-                    self.take_down(name, None);
+                    self.take_down(name, true, None);
                 }
             }
             let busy = self.volumes.values().any(|entry| matches!(entry.phase, Phase::Busy(_) | Phase::Up(_)));

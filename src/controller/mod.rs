@@ -17,7 +17,7 @@ mod takeover;
 mod values;
 mod watchers;
 
-use crate::frontend::features;
+use crate::frontend::{features, leftovers};
 use crate::group::VolumeId;
 use crate::increment::{Event as IncrementEvent, IncrementNo};
 use crate::storage::process;
@@ -48,6 +48,8 @@ enum Note {
     Created(String, Result<lifecycle::Described, Failure>, Reply),
     Up(String, Result<lifecycle::IsUp, lifecycle::Failed>, Reply),
     Free(String, Result<(), Failure>, Reply),
+    /// Volumes that were left out, and the devices there are.
+    Found(Vec<(String, config::VolumeConfig, media::Known)>, std::io::Result<Vec<leftovers::Leftover>>),
     /// A device that waited was removed, or could not be.
     Removed(String, Result<(), Failure>, Reply),
     Down(String, Result<Box<media::Known>, Failure>, Option<Reply>),
@@ -67,6 +69,8 @@ pub struct Controller {
     volumes: BTreeMap<String, Entry>,
     /// Volumes that are being created.
     creating: BTreeSet<String>,
+    /// A device waits for a volume that is not known: when it is looked for again.
+    strangers: Option<Instant>,
     increments: BTreeMap<IncrementNo, Running>,
     watchers: Watchers,
     notes: mpsc::UnboundedSender<Note>,
@@ -105,6 +109,7 @@ impl Controller {
             features: None,
             volumes: BTreeMap::new(),
             creating: BTreeSet::new(),
+            strangers: None,
             increments: BTreeMap::new(),
             watchers: Watchers::default(),
             // Replaced by `run`, which has the other end.
@@ -178,6 +183,7 @@ impl Controller {
             Note::Timer(number, event) => self.timer(number, event),
             Note::Created(name, result, reply) => self.created(&name, result, reply),
             Note::Up(name, result, reply) => self.is_up(&name, result, reply),
+            Note::Found(volumes, devices) => self.found(volumes, devices),
             Note::Removed(name, result, reply) => self.removed(&name, result, reply),
             Note::Free(name, free, reply) => self.free(&name, free, reply),
             Note::Down(name, result, reply) => self.is_down(&name, result, reply),

@@ -5,12 +5,13 @@ use super::api::{Failure, FailureKind};
 use super::config::VolumeConfig;
 use super::limits::{MIB, TIB};
 use crate::frontend::REQUEST_BYTES_MAX;
+use crate::metadata::media::REGION_BYTES;
 use std::fs;
 
 /// Bytes of memory that a volume takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Need {
-    /// Two bits for each track.
+    /// Two bits for each track, and the regions.
     marks: u64,
     /// Before-images, the memory of the queues and of the drain.
     buffers: u64,
@@ -22,7 +23,9 @@ impl Need {
         let queues = u64::from(config.queues) * u64::from(config.depth) * u64::from(REQUEST_BYTES_MAX);
         // A request of the drain is 1 MiB, the largest track.
         let drain = u64::from(config.drain_window) * MIB;
-        Self { marks: tracks.div_ceil(8) * 2, buffers: config.image_pool + queues + drain }
+        // A word for each region of the intent.
+        let regions = size.div_ceil(REGION_BYTES) * 8;
+        Self { marks: tracks.div_ceil(8) * 2 + regions, buffers: config.image_pool + queues + drain }
     }
 
     /// Why it does not fit into `available` bytes, and what would.
@@ -83,7 +86,7 @@ mod tests {
         };
         assert_eq!(refusal(64 * KIB, 64 * TIB, 2 * GIB), None);
         let why = refusal(4 * KIB, 1024 * TIB, 8 * GIB).expect("a refusal");
-        let expected = "it needs 65680 MiB of memory, 65536 for the marks of its 4 KiB tracks and 144 for buffers, \
+        let expected = "it needs 67728 MiB of memory, 67584 for the marks of its 4 KiB tracks and 144 for buffers, \
                         and 8192 MiB are available; use larger tracks";
         assert!(why.starts_with(expected), "{why}");
         let why = refusal(64 * KIB, GIB, 100 * MIB).expect("a refusal");

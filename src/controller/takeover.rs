@@ -4,19 +4,32 @@
 //! from anybody.
 
 use super::api::{Done, Failure, FailureKind, Response};
+use super::config::VolumeConfig;
 use super::entry::{Entry, Phase, Waiting};
 use super::lifecycle::unused;
+use super::media::{self, Known};
 use super::{Controller, Note, Reply, answer};
-use crate::frontend::{leftovers, openers};
-use std::time::Instant;
+use crate::frontend::leftovers::{self, Leftover};
+use crate::frontend::openers;
+use std::io;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
+
+/// How soon the volume of a device that waits is looked for again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const FAR: Duration = Duration::from_secs(3600);
 
 impl Controller {
     /// At the start: takes back every device that waits for a volume of ours. Others are left alone, whoever they
     /// belong to: a volume may only be unknown because of a slip in its configuration, and its device in use.
     pub(super) async fn take_back(&mut self) {
-        let found = spawn_blocking(leftovers::find).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        let found = spawn_blocking(leftovers::find).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        self.claim(found, false);
+    }
+
+    /// `told`: that the volume of one is not known is in the log already.
+    fn claim(&mut self, found: io::Result<Vec<Leftover>>, told: bool) {
         let found = found.unwrap_or_else(|error| {
             tracing::error!("cannot look for devices that a former daemon left: {error}");
             Vec::new()
@@ -25,14 +38,19 @@ impl Controller {
             let path = device.path();
             let owner = device.owner;
             match self.volumes.iter_mut().find(|(_, entry)| entry.known.superblock.owner() == owner) {
-                Some((name, entry)) if device.waits => {
+                Some((name, entry)) if device.waits && matches!(entry.phase, Phase::Down) => {
                     tracing::info!("{name}: {path} has outlived its daemon; taking it back");
                     entry.waiting = Some(Waiting::new(device));
                 }
-                None if device.is_held() => tracing::warn!(
-                    "{path} is the device of a volume that is not known here or was left out; its I/O waits until a \
-                     daemon knows that volume"
-                ),
+                None if device.is_held() => {
+                    if !told {
+                        tracing::warn!(
+                            "{path} is the device of a volume that is not known here or was left out; its I/O waits \
+                             until a daemon knows that volume"
+                        );
+                    }
+                    self.strangers = Some(Instant::now() + LOOK_AGAIN);
+                }
                 _ => {}
             }
         }
@@ -40,9 +58,41 @@ impl Controller {
         self.try_again();
     }
 
+    /// A device waits for a volume that was left out: perhaps its metadata or its file is there again.
+    fn look_for_strangers(&self) {
+        let known: Vec<String> = self.volumes.keys().cloned().collect();
+        let (config, notes) = (self.config.clone(), self.notes.clone());
+        spawn_blocking(move || {
+            let look = |name: String| {
+                let volume = config.volume(&name).ok()?;
+                let known = media::look(&config.metadata_path(&name, &volume)).ok()??;
+                Some((name, volume, known))
+            };
+            let names = config.volume_names().unwrap_or_default().into_iter().filter(|name| !known.contains(name));
+            let volumes = names.filter_map(look).collect();
+            let _ = notes.send(Note::Found(volumes, leftovers::find()));
+        });
+    }
+
+    pub(super) fn found(&mut self, volumes: Vec<(String, VolumeConfig, Known)>, devices: io::Result<Vec<Leftover>>) {
+        for (name, volume, known) in volumes {
+            if !self.volumes.contains_key(&name) && !self.creating.contains(&name) {
+                tracing::info!("{name}: it is known again");
+                self.add(name, volume, known);
+            }
+        }
+        self.strangers = None;
+        self.claim(devices, true);
+    }
+
     /// Takes back what waits, when its time has come.
     pub(super) fn try_again(&mut self) {
         let now = Instant::now();
+        if self.strangers.is_some_and(|at| at <= now) {
+            // Until it is known what came of it.
+            self.strangers = Some(now + FAR);
+            self.look_for_strangers();
+        }
         let due = |entry: &Entry| {
             matches!(entry.phase, Phase::Down) && entry.waiting.as_ref().is_some_and(|waiting| waiting.again <= now)
         };
@@ -80,7 +130,7 @@ impl Controller {
         let (owner, notes) = (entry.known.superblock.owner(), self.notes.clone());
         entry.phase = Phase::Busy("going down");
         spawn_blocking(move || {
-            let failed = |error: std::io::Error| Failure::new(FailureKind::Failed, format!("{name}: {error}"));
+            let failed = |error: io::Error| Failure::new(FailureKind::Failed, format!("{name}: {error}"));
             // Its number may be another's by now.
             let result = leftovers::of(owner).map_err(failed).and_then(|found| {
                 let Some(device) = found else { return Ok(()) };

@@ -162,7 +162,8 @@ impl Regions {
     }
 
     /// A flush of the primary has failed: what was written before may be lost at a power cut although a later flush
-    /// succeeds, for it is told only once (H7). Until the volume comes up again no region is cleared, and no stop is clean.
+    /// succeeds, for it is told only once (H7). Until the volume comes up again no region is cleared, and no stop is
+    /// clean.
     pub fn doubt_primary(&self) {
         self.doubt.store(1, SeqCst);
     }

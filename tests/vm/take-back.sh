@@ -159,6 +159,15 @@ stop_daemon
 mv "$work/away" "$work/etc/volumes.d/vol0.toml"
 start_daemon
 wait_for "the device to be taken back" is_served
+
+say "its metadata is away for a while"
+kill_daemon
+mv "$work/state/vol0.meta" "$work/away"
+start_daemon
+refused "status" 3 "*no such volume*" fp status vol0
+mv "$work/away" "$work/state/vol0.meta"
+wait_for "the volume to be known again" fp status vol0
+wait_for "the device to be taken back" is_served
 exec {held}<&-
 in_sync vol0
 equal "$work/primary" "$work/secondary"
