@@ -20,10 +20,9 @@ sync --file-system "$work/mnt/file"
 say "killing the daemon with the file system mounted and dirty"
 dd if=/dev/zero of="$work/mnt/dirty" bs=64K count=100 status=none
 kill_daemon
-unmount "$work/mnt"
 start_daemon
-bring_up vol0
-mount_at "$dev" "$work/mnt"
+wait_for "the device to be taken back" in_state vol0 .state normal
+wait_for "the mount to leave the new daemon's namespace" free_of_device
 expect "what was synced before the kill" content "$(cat "$work/mnt/file")"
 unmount "$work/mnt"
 fp down vol0
