@@ -292,7 +292,10 @@ leave() {
         fi
     fi
     wait 2>/dev/null
-    for each in "${mapped[@]}"; do timeout 10 dmsetup remove --noudevrules --noudevsync "$each" 2>/dev/null; done
+    # The last first: it may be built on others.
+    for ((number = ${#mapped[@]} - 1; number >= 0; number--)); do
+        timeout 10 dmsetup remove --noudevrules --noudevsync "${mapped[number]}" 2>/dev/null
+    done
     for each in "${loops[@]}"; do losetup --detach "$each" 2>/dev/null; done
     exit "$status"
 }
