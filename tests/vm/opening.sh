@@ -36,7 +36,18 @@ status=0
 TMPDIR=$work "${BASH_SOURCE[0]%/*}/open.sh" "$FARPOINT_STORAGE_BIN" || status=$?
 # Whatever open.sh left mounted or served is in the way of the next test.
 { umount --recursive --lazy "$work"/*/* || true; } 2>/dev/null
-start_daemon
-stop_daemon
+# Its servers were killed, and their devices wait for them.
+for each in "$work"/tmp.*/etc; do
+    [[ -d $each/volumes.d ]] || continue
+    printf 'run_dir = "%s/run"\nstate_dir = "%s/state"\n' "$work" "${each%/etc}" >"$work/etc/farpoint.toml"
+    cp -r "$each/volumes.d" "$work/etc"
+    start_daemon
+    for name in "$work/etc/volumes.d/"*.toml; do
+        name=${name##*/} name=${name%.toml}
+        in_state "$name" .state down || wait_for "$name to go down" fp down "$name" --force --yes
+    done
+    stop_daemon
+    rm -r "$work/etc/volumes.d"
+done
 rmmod brd && modprobe brd rd_nr=4 rd_size=131072 max_part=0
 exit "$status"
