@@ -11,7 +11,7 @@ set -euo pipefail
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 count=10 collisions=50
-[[ -z $long ]] || count=100 collisions=1000
+[[ -z $long ]] || count=100 collisions=250
 
 "$device" self-test
 start_daemon
