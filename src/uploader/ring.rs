@@ -60,6 +60,8 @@ pub struct Parts {
     pub report: Box<dyn Fn(Report) + Send>,
     /// Takes the answers to graces.
     pub graced: Box<dyn Fn(u64, bool) + Send>,
+    /// Told at once when the primary could not be flushed: a stop may be under way that must not be a clean one.
+    pub primary_failed: Box<dyn Fn() + Send>,
     pub figures: Arc<Mutex<Figures>>,
     /// Every run gets a checksum, not only those that are kept to be sent again.
     pub checksum_all: bool,
@@ -434,7 +436,12 @@ impl Uploader {
                     }
                 }
             }
-            Request::FlushPrimary => self.parts.drain.primary_flushed(result >= 0),
+            Request::FlushPrimary => {
+                if result < 0 {
+                    (self.parts.primary_failed)();
+                }
+                self.parts.drain.primary_flushed(result >= 0);
+            }
             Request::Flush => self.parts.drain.flush_done(result >= 0, now, &self.parts.tracking),
         }
         Ok(())

@@ -150,6 +150,9 @@ impl Volume {
 
         let figures = Arc::new(Mutex::new(Figures::default()));
         let (to_wake, keeper) = (shared.clone(), shared.keeper.clone());
+        // Drain and keeper first: from the moment there is a device its writes are looked after.
+        let kept = Kept::start(&spec.name, intent, &tracking, &shared)?;
+        let doubted = kept.regions.clone();
         let parts = Parts {
             tracking: tracking.clone(),
             primary: primary.clone(),
@@ -161,6 +164,7 @@ impl Volume {
             began,
             wake: Box::new(move |waiters| to_wake.wake_queues(waiters)),
             report: Box::new(report),
+            primary_failed: Box::new(move || doubted.doubt_primary()),
             graced: Box::new(move |id, durable| keeper.tell(intent::Message::Graced { id, durable })),
             figures: figures.clone(),
             checksum_all: spec.checksum_all,
@@ -168,8 +172,6 @@ impl Volume {
         let uploader = Uploader::new(parts, spec.window, usize::try_from(run_bytes(spec)).unwrap_or(usize::MAX));
         let uploader = uploader.map_err(VolumeError::Drain)?;
 
-        // Drain and keeper first: from the moment there is a device its writes are looked after.
-        let kept = Kept::start(&spec.name, intent, &tracking, &shared)?;
         let drain = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(move || uploader.run());
         let drain = drain.map_err(VolumeError::Drain)?;
         match Self::device(spec, &tracking, &kept, primary.clone(), &shared, &counters, &send_first) {

@@ -266,7 +266,12 @@ impl World {
         let mut ok = io.fate == Fate::Good;
         match io.kind {
             IoKind::ReadRun(_) => ok &= !devices.cannot_read(io),
-            IoKind::FlushPrimary => devices.cache.end_flush(None, ok),
+            IoKind::FlushPrimary => {
+                devices.cache.end_flush(None, ok);
+                if !ok {
+                    volume.regions.doubt_primary();
+                }
+            }
             IoKind::FlushSecondary => {
                 ok &= !std::mem::take(&mut devices.secondary.lose);
                 devices.secondary.end_flush(ok, &mut self.rng);
