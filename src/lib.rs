@@ -13,6 +13,7 @@ pub mod geometry;
 pub mod group;
 pub mod increment;
 pub mod intent;
+pub mod mailbox;
 pub mod memory;
 pub mod metadata;
 pub mod secondary;

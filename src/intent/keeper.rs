@@ -15,7 +15,7 @@
 //! enough, and that may have been before the drain heard of the grace. A write that comes in between gets its region
 //! back at once, without a page write, as long as no page without it was submitted.
 
-use super::mailbox::Message;
+use super::message::Message;
 use super::page::{Page, PageNo};
 use super::regions::{RegionNo, RegionRange, Regions};
 use super::sweep::Sweep;

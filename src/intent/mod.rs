@@ -11,7 +11,7 @@
 //! the last of its regions became hot. Since it keeps its pins, none of them can be cooled again before it has looked.
 
 mod keeper;
-mod mailbox;
+mod message;
 mod page;
 mod regions;
 mod sweep;
@@ -19,6 +19,9 @@ mod sweep;
 mod tests;
 
 pub use keeper::{Figures, Keeper, Limits, Op, Queues};
-pub use mailbox::{Mailbox, Message};
+pub use message::Message;
 pub use page::PageNo;
 pub use regions::{Pinned, REGION_SIZE_DEFAULT, REGION_SIZE_MAX, RegionNo, RegionRange, Regions};
+
+/// A keeper's.
+pub type Mailbox = crate::mailbox::Mailbox<Message>;

@@ -1,8 +1,9 @@
-//! What others tell a drain, through its mailbox and doorbell.
+//! What others tell a drain, through its mailbox.
 
 use super::cargo::ImageNo;
 use super::plan::Policy;
 use crate::geometry::TrackNo;
+use crate::mailbox::Letter;
 
 /// A message to a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,4 +40,10 @@ pub enum Message {
     Policy(Policy),
     /// Finish what is under way, flush, and end.
     Stop,
+}
+
+impl Letter for Message {
+    fn is_only_a_ring(&self) -> bool {
+        *self == Self::Look
+    }
 }

@@ -4,7 +4,6 @@
 mod cargo;
 mod images;
 mod link;
-mod mailbox;
 mod message;
 mod pace;
 mod plan;
@@ -13,7 +12,9 @@ mod ring;
 
 pub use cargo::{ImageNo, Segment, SlotNo};
 pub use images::{ImageRead, Images};
-pub use mailbox::Mailbox;
 pub use message::Message;
 pub use plan::{Drain, Limits, Op, Policy, Report, Totals};
 pub use ring::{Figures, Parts, Uploader};
+
+/// A drain's.
+pub type Mailbox = crate::mailbox::Mailbox<Message>;

@@ -1,9 +1,9 @@
 //! The drain's thread: carries out what `plan` decides, on a ring of its own. It decides nothing itself. It never waits
 //! for anything but its ring, so that a secondary that hangs stops nobody's messages.
 
+use super::Mailbox;
 use super::cargo::{ImageNo, Segment, SlotNo};
 use super::images::Images;
-use super::mailbox::Mailbox;
 use super::message::Message;
 use super::plan::{Drain, Op, Report, Totals};
 use super::requests::Requests;
