@@ -249,11 +249,9 @@ impl fmt::Debug for Buffer {
 }
 
 /// Loom's atomics with the one total order that `SeqCst` gives and loom leaves out: it takes such accesses for
-/// acquire and
-/// release. Here every access reads the newest value and writes it, so that they are in one order; and so that loom,
-/// which
-/// remembers only the last access to a word, does not miss that a load of one thread and a change of another depend on
-/// each other when the other has loaded the word in between.
+/// acquire and release. Here every access reads the newest value and writes it, so that they are in one order; and so
+/// that loom, which remembers only the last access to a word, does not miss that a load of one thread and a change of
+/// another depend on each other when the other has loaded the word in between.
 #[cfg(farpoint_loom)]
 pub mod sequential {
     use loom::sync::atomic::{self, Ordering};

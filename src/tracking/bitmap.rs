@@ -63,13 +63,20 @@ impl Bitmap {
     /// Sets the indicators of the tracks, a word at a time; what lies beyond the end is passed over.
     #[inline]
     pub fn set_run(&self, tracks: TrackRange) {
-        let (mut at, end) = (tracks.start.0, tracks.end().min(self.tracks));
-        while at < end {
-            let next = ((at / WORD_BITS + 1) * WORD_BITS).min(end);
-            let (word, _) = Self::place(TrackNo(at));
-            self.set_bits(word, u64::MAX >> (WORD_BITS - (next - at)) << (at % WORD_BITS));
-            at = next;
+        for (word, bits) in self.words_in(tracks) {
+            self.set_bits(word, bits);
         }
+    }
+
+    /// The words that the tracks lie in, each with the bits of those in it; what lies beyond the end is left out.
+    #[inline]
+    fn words_in(&self, tracks: TrackRange) -> impl Iterator<Item = (usize, u64)> {
+        let (start, end) = (tracks.start.0, tracks.end().min(self.tracks));
+        let words = if start < end { start / WORD_BITS..end.div_ceil(WORD_BITS) } else { 0..0 };
+        words.map(move |word| {
+            let (from, to) = (start.max(word * WORD_BITS), end.min((word + 1) * WORD_BITS));
+            (index(word), u64::MAX >> (WORD_BITS - (to - from)) << (from % WORD_BITS))
+        })
     }
 
     /// Sets bits of a word; returns whether one of them was clear.
@@ -178,18 +185,7 @@ impl Bitmap {
 
     /// Whether any track of the run is set, found word by word.
     pub fn any_set(&self, tracks: TrackRange) -> bool {
-        let mut at = tracks.start.0;
-        while at < tracks.end() {
-            let (word, bit) = Self::place(TrackNo(at));
-            let ahead = self.words[word].load(SeqCst) & !(bit - 1);
-            let next = (at / WORD_BITS + 1) * WORD_BITS;
-            let within = if tracks.end() < next { (1 << (tracks.end() % WORD_BITS)) - 1 } else { u64::MAX };
-            if ahead & within != 0 {
-                return true;
-            }
-            at = next;
-        }
-        false
+        self.words_in(tracks).any(|(word, bits)| self.words[word].load(SeqCst) & bits != 0)
     }
 
     /// Moves every track that is set here to `other`, of the same size, a word at a time. At no instant is one in

@@ -207,9 +207,8 @@ impl Drain {
     }
 
     /// Before the last look: lets the next write wake the drain, if a mark would give it something to do. Where it
-    /// would
-    /// not, because the drain is paused, backs off or has spent its bandwidth, a message or a timer wakes it, and
-    /// waking it for every write would only cost.
+    /// would not, because the drain is paused, backs off or has spent its bandwidth, a message or a timer wakes it,
+    /// and waking it for every write would only cost.
     pub fn doze(&self, now_ms: u64, tracking: &Tracking) {
         let waits = self.link.retry_at_ms(now_ms).is_some() || self.pace.opens_at_ms(now_ms).is_some();
         if !self.paused && !self.stopping && !waits {
