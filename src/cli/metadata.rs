@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use super::context::{Context, Outcome};
 use super::units;
-use crate::controller::api::{Failure, FailureKind};
+use crate::controller::api::Failure;
 use crate::controller::limits;
 use crate::metadata::MetadataError;
 use crate::metadata::inspect::{Findings, inspect};
-use crate::metadata::media::{Hot, Way};
+use crate::metadata::media::Way;
 use crate::metadata::superblock::{Superblock, VERSION};
 use crate::storage;
 
@@ -54,7 +54,7 @@ impl Place {
 
     pub(super) fn dump(self, context: &Context) -> Outcome {
         let looked = self.look(context)?;
-        let found = looked.found.map_err(|error| failure(&error))?;
+        let found = looked.found.map_err(Failure::from)?;
         if context.globals.json {
             context.print(&document(&looked.path, looked.by.as_deref(), &found).to_string())?;
         } else {
@@ -65,10 +65,10 @@ impl Place {
 
     pub(super) fn check(self, context: &Context) -> Outcome {
         let looked = self.look(context)?;
-        let (damages, start) = match &looked.found {
-            Ok(found) => (found.damages(), Some(next_start(found))),
+        let (damages, start) = match looked.found {
+            Ok(found) => (found.damages(), Some(next_start(&found))),
             Err(error @ MetadataError::Damaged { .. }) => (vec![error.to_string()], None),
-            Err(error) => return Err(failure(error).into()),
+            Err(error) => return Err(Failure::from(error).into()),
         };
         let path = looked.path.display().to_string();
         if context.globals.json {
@@ -94,11 +94,6 @@ impl Place {
         }
         Ok(if damages.is_empty() { 0 } else { DAMAGED })
     }
-}
-
-fn failure(error: &MetadataError) -> Failure {
-    let kind = if matches!(error, MetadataError::Io { .. }) { FailureKind::Io } else { FailureKind::Failed };
-    Failure::new(kind, error.to_string())
 }
 
 /// What a start would copy, in words.
@@ -129,18 +124,6 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
-}
-
-/// Runs of hot regions, first and last.
-fn runs(hot: &Hot) -> Vec<(u64, u64)> {
-    let mut runs: Vec<(u64, u64)> = Vec::new();
-    for region in (0..hot.regions).filter(|region| hot.contains(*region)) {
-        match runs.last_mut() {
-            Some((_, last)) if *last + 1 == region => *last = region,
-            _ => runs.push((region, region)),
-        }
-    }
-    runs
 }
 
 fn slots(found: &Findings) -> Vec<(&'static str, Result<u64, String>)> {
@@ -233,7 +216,7 @@ fn document(path: &std::path::Path, by: Option<&str>, found: &Findings) -> Value
         "incomplete": superblock.incomplete,
         "regions": hot.regions,
         "hot_regions": hot.count(),
-        "hot": runs(hot),
+        "hot": hot.runs().map(|run| (run.start, run.end - 1)).collect::<Vec<_>>(),
         "intent_pages": superblock.layout.intent_pages,
         "damaged_pages": hot.damaged_pages,
         "absent_pages": hot.absent_pages,

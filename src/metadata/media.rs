@@ -84,6 +84,8 @@ pub struct Recovery {
     pub tracks: Tracks,
     /// Regions that are hot on media; those of all `tracks` are, when [`Media::begin`] has returned.
     pub hot: Hot,
+    /// The pages that [`Media::begin`] has to write for that.
+    unwritten: Vec<u64>,
 }
 
 /// Works out what a start begins with. Only looks.
@@ -106,7 +108,11 @@ pub fn recover(medium: &dyn Medium, superblock: &Superblock) -> io::Result<Recov
             None => (Way::SavedDamaged, hot.tracks(&geometry, region_bytes)),
         }
     };
-    let missing = missing(&hot, superblock, &tracks);
+    // Of the other ways the tracks are those of the hot regions.
+    let missing = match way {
+        Way::Exact | Way::Everything => missing(&hot, superblock, &tracks),
+        Way::New | Way::Unclean | Way::SavedDamaged => Vec::new(),
+    };
     let (way, mut tracks) = if missing.is_empty() || way != Way::Exact {
         (way, tracks)
     } else {
@@ -116,13 +122,15 @@ pub fn recover(medium: &dyn Medium, superblock: &Superblock) -> io::Result<Recov
         (Way::SavedDamaged, both)
     };
     tracks.compact();
+    let mut unwritten: Vec<u64> = missing.iter().map(|region| region / REGIONS_PER_PAGE).collect();
+    unwritten.dedup();
     for region in missing {
         hot.insert(region);
     }
-    Ok(Recovery { way, tracks, hot })
+    Ok(Recovery { way, tracks, hot, unwritten })
 }
 
-/// Regions of `tracks` that are not hot.
+/// Regions of `tracks` that are not hot, in order.
 fn missing(hot: &Hot, superblock: &Superblock, tracks: &Tracks) -> Vec<u64> {
     let per_region = u64::from((superblock.region_size / superblock.track_size).max(1));
     let mut missing = Vec::new();
@@ -132,11 +140,6 @@ fn missing(hot: &Hot, superblock: &Superblock, tracks: &Tracks) -> Vec<u64> {
         }
     });
     missing
-}
-
-/// Reads the regions that are hot on media.
-pub fn read_intent(medium: &dyn Medium, superblock: &Superblock) -> io::Result<Hot> {
-    pages::read(medium, &superblock.layout, superblock.id, superblock.regions())
 }
 
 #[derive(Debug)]
@@ -272,14 +275,10 @@ impl Media {
     /// The volume is about to be served: from here until [`Media::end`] only the intent pages say what may differ.
     /// `kept`: whether somebody keeps them; if nobody does, an unclean stop means that everything is copied.
     pub fn begin(&self, recovery: &Recovery, kept: bool) -> Result<Superblock, MetadataError> {
-        let superblock = self.superblock();
         let area = self.intent_area();
-        let on_media = read_intent(&*self.medium, &superblock).map_err(|source| self.io("reading", source))?;
-        for page in 0..area.pages() {
-            let wanted = recovery.hot.page(page);
-            if wanted.iter().zip(on_media.page(page)).any(|(wanted, there)| wanted & !there != 0) {
-                area.write(page, wanted).map_err(|source| self.io("writing an intent page", source))?;
-            }
+        for page in &recovery.unwritten {
+            let written = area.write(*page, recovery.hot.page(*page));
+            written.map_err(|source| self.io("writing an intent page", source))?;
         }
         self.update(|superblock| {
             superblock.clean = false;

@@ -15,10 +15,11 @@
 //! has never been written; it reads as all ones too, which is how a new volume has everything to copy.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::layout::{Layout, PAGE_BYTES, PAGE_HEADER_BYTES, REGIONS_PER_PAGE, WORDS_PER_PAGE};
+use super::layout::{Layout, PAGE_BYTES, PAGE_HEADER_BYTES, WORDS_PER_PAGE};
 use super::medium::{Medium, Page};
 use super::tracks::Tracks;
 use crate::bugs::{Bug, present};
@@ -112,20 +113,33 @@ impl Hot {
     /// Every track of every hot region.
     pub fn tracks(&self, geometry: &Geometry, region_bytes: u64) -> Tracks {
         let per_region = (region_bytes / geometry.track_size()).max(1);
-        let mut tracks = Tracks::default();
-        let mut region = 0;
-        while region < self.regions {
-            let start = region;
-            while region < self.regions && self.contains(region) {
-                region += 1;
+        let tracks = |run: Range<u64>| run.start * per_region..(run.end * per_region).min(geometry.tracks());
+        self.runs().map(tracks).collect()
+    }
+
+    /// The hot regions, as runs without a gap between their regions.
+    pub fn runs(&self) -> impl Iterator<Item = Range<u64>> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let start = self.next(at, true)?;
+            at = self.next(start, false).unwrap_or(self.regions);
+            Some(start..at)
+        })
+    }
+
+    /// The first region from `from` on that is hot, or that is not; found word by word.
+    fn next(&self, from: u64, hot: bool) -> Option<u64> {
+        let first = usize::try_from(from / 64).ok()?;
+        let mut behind = u64::MAX << (from % 64);
+        for (place, word) in self.words.iter().enumerate().skip(first) {
+            let found = if hot { *word } else { !word } & behind;
+            if found != 0 {
+                let region = place as u64 * 64 + u64::from(found.trailing_zeros());
+                return Some(region).filter(|region| *region < self.regions);
             }
-            if region > start {
-                tracks.insert(start * per_region..(region * per_region).min(geometry.tracks()));
-            } else {
-                region += 1;
-            }
+            behind = u64::MAX;
         }
-        tracks
+        None
     }
 }
 
@@ -184,11 +198,6 @@ impl IntentArea {
         }
         written
     }
-
-    /// The number of the page that a region's bit is in.
-    pub fn page_of(region: u64) -> u64 {
-        region / REGIONS_PER_PAGE
-    }
 }
 
 #[cfg(test)]
@@ -213,6 +222,22 @@ mod tests {
         assert_eq!(decode(&good, ID, 8), (Found::Damaged, ones), "a page written to the wrong place");
         assert_eq!(decode(&good, *b"fedcba9876543210", 7), (Found::Damaged, ones), "of another volume");
         assert_eq!(decode(&Page::ZERO, ID, 7), (Found::Absent, ones));
+    }
+
+    #[test]
+    fn runs_are_what_is_hot_and_end_with_the_volume() {
+        let runs = |words: &[u64], regions| {
+            let hot = Hot { regions, words: words.to_vec(), damaged_pages: 0, absent_pages: 0 };
+            let runs: Vec<_> = hot.runs().collect();
+            let one_by_one: Vec<u64> = (0..regions).filter(|region| hot.contains(*region)).collect();
+            assert_eq!(runs.iter().cloned().flatten().collect::<Vec<_>>(), one_by_one);
+            runs
+        };
+        assert_eq!(runs(&[0, 0], 100), []);
+        for regions in [100, 128] {
+            assert_eq!(runs(&[u64::MAX, u64::MAX], regions), vec![0..regions; 1]);
+        }
+        assert_eq!(runs(&[1 << 63 | 0b1101, 0b10_0001], 100), [0..1, 2..4, 63..65, 69..70]);
     }
 
     #[test]
