@@ -23,7 +23,7 @@ settled() {
 collision_wait_ms=1000
 start_daemon
 ram_disk 0 64 secondary
-make_volume vol0 "$(sparse primary 64M)" "$node" --image-pool 32MiB
+make_volume vol0 "$(sparse primary 64M)" "$node" --image-pool 64MiB
 fp set vol0 --collision-wait-ms "$collision_wait_ms" --run-timer-ms 5000
 in_sync vol0
 

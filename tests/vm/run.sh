@@ -129,7 +129,7 @@ built() {
 
 # boot TEST...: the exit status is that of the guest.
 boot() {
-    local options=(--timeout 1500 --memory 3072 --share "$keep")
+    local options=(--timeout 2400 --memory 3072 --share "$keep")
     [[ $form != long ]] || options[1]=7200
     [[ -z $kernel ]] || options+=(--kernel "$kernel")
     "$top/scripts/vm" "${options[@]}" -- "$here/run.sh" --inside "--$form" --keep "$keep" "$@"
