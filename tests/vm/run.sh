@@ -48,8 +48,8 @@ flush            smoke 120
 ext4             smoke 300
 xfs              short 300
 start-no-run     smoke 150
-hung-secondary   short 240
-slow-secondary   short 240
+hung-secondary   short 300
+slow-secondary   short 600
 failing-secondary short 240
 one-of-two       short 150
 unreadable       short 180
