@@ -7,8 +7,7 @@ use super::entry::{Entry, Phase};
 use super::limits::MIB;
 use super::media::{self, Known};
 use super::{Controller, Note, Reply, answer, need};
-use crate::frontend::leftovers;
-use crate::frontend::openers;
+use crate::frontend::{leftovers, openers};
 use crate::group::VolumeId;
 use crate::metadata::media::{Media, Recovery, Way};
 use crate::metadata::superblock::Superblock;
@@ -242,14 +241,17 @@ impl Controller {
 
     /// `force`: even if an increment's number is being stored, which takes for ever where metadata hangs.
     fn take_down(&mut self, name: &str, force: bool, reply: Option<Reply>) {
-        if self.is_being_cut(name) && force {
-            self.entry_mut(name).map(|entry| entry.increment = None).unwrap_or_default();
-        } else if self.is_being_cut(name) {
-            let why = format!("{name}: a start is under way; try again when it is answered");
-            if let Some(reply) = reply {
-                answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
+        if self.is_being_cut(name) {
+            if !force {
+                let why = format!("{name}: a start is under way; try again when it is answered");
+                if let Some(reply) = reply {
+                    answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
+                }
+                return;
             }
-            return;
+            if let Some(entry) = self.volumes.get_mut(name) {
+                entry.increment = None;
+            }
         }
         self.abort_for(name);
         let notes = self.notes.clone();

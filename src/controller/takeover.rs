@@ -18,7 +18,6 @@ use tokio::task::spawn_blocking;
 
 /// How soon the volume of a device that waits is looked for again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-const FAR: Duration = Duration::from_secs(3600);
 
 impl Controller {
     /// At the start: takes back every device that waits for a volume of ours. Others are left alone, whoever they
@@ -81,7 +80,6 @@ impl Controller {
                 self.add(name, volume, known);
             }
         }
-        self.strangers = None;
         self.claim(devices, true);
     }
 
@@ -89,8 +87,8 @@ impl Controller {
     pub(super) fn try_again(&mut self) {
         let now = Instant::now();
         if self.strangers.is_some_and(|at| at <= now) {
-            // Until it is known what came of it.
-            self.strangers = Some(now + FAR);
+            // Set again by what comes of it.
+            self.strangers = None;
             self.look_for_strangers();
         }
         let due = |entry: &Entry| {

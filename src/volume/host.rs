@@ -317,9 +317,6 @@ impl Host {
         }
         if answer < 0 {
             add(&counters.errors, 1);
-            if matches!(slot.request.op, Op::Flush | Op::Write { durable: true }) {
-                self.regions.doubt_primary();
-            }
         }
         if let Some(ticket) = slot.ticket.take()
             && self.tracking.finish(ticket, slot.tracks)
@@ -375,6 +372,9 @@ impl Handler for Host {
             Err(_) if result == -libc::EAGAIN => -libc::EIO,
             Err(_) => result,
         };
+        if answer < 0 && matches!(slot.request.op, Op::Flush | Op::Write { durable: true }) {
+            self.regions.doubt_primary();
+        }
         self.end(tag, answer, io);
     }
 
