@@ -5,6 +5,7 @@
 mod check;
 mod context;
 mod daemon;
+mod devices;
 mod documents;
 mod events;
 mod increment;
@@ -105,6 +106,10 @@ enum Command {
     Down(lifecycle::Down),
     /// Show the state of volumes, or check it for monitoring
     Status(status::Status),
+    /// List the devices of farpoint volumes, those that have outlived their daemon as well
+    Devices,
+    /// Remove a device that has outlived its daemon and whose volume there no longer is
+    RemoveDevice(devices::Remove),
     /// Begin an increment: cut all named volumes at once and hold new writes until run
     Start(increment::Start),
     /// Let the held writes go; they are recorded for the next increment
@@ -142,6 +147,8 @@ impl Command {
             Self::Up(_) => "up",
             Self::Down(_) => "down",
             Self::Status(_) => "status",
+            Self::Devices => "devices",
+            Self::RemoveDevice(_) => "remove-device",
             Self::Start(_) => "start",
             Self::Run(_) => "run",
             Self::IncrementComplete(_) => "increment-complete",
@@ -216,6 +223,8 @@ impl Cli {
             Command::Up(up) => up.run(&context),
             Command::Down(down) => down.run(&context),
             Command::Status(status) => status.run(&context),
+            Command::Devices => devices::list(&context),
+            Command::RemoveDevice(remove) => remove.run(&context),
             Command::Start(start) => start.run(&context),
             Command::Run(volumes) => volumes.run(&context),
             Command::IncrementComplete(volumes) => volumes.complete(&context),

@@ -145,6 +145,8 @@ fn request(method: &str, params: &str) -> Result<Request, (i32, String)> {
         "up" => Request::Up(typed(method, params)?),
         "down" => Request::Down(typed(method, params)?),
         "status" => Request::Status(typed(method, params)?),
+        "devices" => Request::Devices(typed(method, params)?),
+        "remove-device" => Request::RemoveDevice(typed(method, params)?),
         "start" => Request::Start(typed(method, params)?),
         "run" => Request::Run(typed(method, params)?),
         "increment-complete" => Request::IncrementComplete(typed(method, params)?),

@@ -5,6 +5,7 @@
 pub mod api;
 pub mod call;
 pub mod config;
+mod devices;
 mod entry;
 mod increments;
 mod lifecycle;
@@ -52,6 +53,9 @@ enum Note {
     Found(Vec<(String, config::VolumeConfig, media::Known)>, std::io::Result<Vec<leftovers::Leftover>>),
     /// A device that waited was removed, or could not be.
     Removed(String, Result<(), Failure>, Reply),
+    /// The devices there are, to be listed, or to remove one of them.
+    Devices(std::io::Result<Vec<leftovers::Leftover>>, Reply),
+    ToRemove(api::RemoveDevice, std::io::Result<Vec<leftovers::Leftover>>, Reply),
     Down(String, Result<Box<media::Known>, Failure>, Option<Reply>),
     Deleted(String, Result<(), Failure>, Reply),
     /// The numbers of an increment about to be cut are stored, or could not be.
@@ -168,6 +172,8 @@ impl Controller {
             Request::Abort(many) => self.abort(&many.volumes, reply),
             Request::Wait(wait) => self.wait(wait, reply),
             Request::Status(selection) => answer(reply, self.status(&selection.volumes)),
+            Request::Devices(_) => self.devices(reply),
+            Request::RemoveDevice(remove) => self.remove_device(remove, reply),
             Request::Pause(many) => answer(reply, self.pause(many.volumes, true)),
             Request::Resume(many) => answer(reply, self.pause(many.volumes, false)),
             Request::Set(set) => self.set(set.volumes, set.settings, reply),
@@ -185,6 +191,8 @@ impl Controller {
             Note::Up(name, result, reply) => self.is_up(&name, result, reply),
             Note::Found(volumes, devices) => self.found(volumes, devices),
             Note::Removed(name, result, reply) => self.removed(&name, result, reply),
+            Note::Devices(found, reply) => self.listed(found, reply),
+            Note::ToRemove(remove, found, reply) => self.to_remove(&remove, found, reply),
             Note::Free(name, free, reply) => self.free(&name, free, reply),
             Note::Down(name, result, reply) => self.is_down(&name, result, reply),
             Note::Deleted(name, result, reply) => self.deleted(&name, result, reply),

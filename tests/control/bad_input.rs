@@ -112,6 +112,13 @@ fn verbs() -> Vec<Case> {
         cases.push((with_params(method, r#"{"volume":"v","force":"yes"}"#), INVALID_PARAMS, "expected a boolean"));
         cases.push((with_params(method, r#"{"volume":"v","force":1}"#), INVALID_PARAMS, "expected a boolean"));
     }
+    for device in
+        ["", "/dev/sda", "/dev/ublkb", "/dev/ublkb-1", "/dev/ublkb4294967296", "../dev/ublkb0", "/dev/ublkb0\\n"]
+    {
+        let params = format!(r#"{{"device":"{device}"}}"#);
+        cases.push((with_params("remove-device", &params), INVALID_PARAMS, "is no ublk device"));
+    }
+    cases.push((with_params("devices", r#"{"volumes":[]}"#), INVALID_PARAMS, "unknown field"));
     for method in ["start", "run", "increment-complete", "abort", "pause", "resume"] {
         cases.extend(names(method, false, ""));
         cases.push((with_params(method, "{}"), INVALID_PARAMS, "missing field `volumes`"));

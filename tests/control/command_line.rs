@@ -12,13 +12,15 @@ use serde_json::Value;
 
 use super::fake::{self, Daemon, report};
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 21] = [
     "daemon",
     "create",
     "delete",
     "up",
     "down",
     "status",
+    "devices",
+    "remove-device",
     "start",
     "run",
     "increment-complete",
@@ -98,12 +100,13 @@ fn what_is_not_as_it_should_be_is_said_on_standard_error() {
 #[test]
 fn every_command_says_what_it_did() {
     let daemon = fake::daemon();
-    let table: [(&[&str], &str); 13] = [
+    let table: [(&[&str], &str); 14] = [
         (&["create", "v"], "created v\n"),
         (&["create", "v", "--force", "--yes"], "created v\n"),
         (&["delete", "v", "--yes"], "deleted v\n"),
         (&["up", "v"], "/dev/ublkb7\n"),
         (&["down", "v"], "v is down\n"),
+        (&["remove-device", "/dev/ublkb3", "--yes"], "removed /dev/ublkb3\n"),
         (&["start", "a", "b"], "started increment:1842 volumes:a,b held:1.2ms\n"),
         (&["run", "a", "b"], "running increment:1842 volumes:a,b held:1.2ms\n"),
         (&["increment-complete", "a"], "completed increment:1842 volumes:a\n"),
@@ -122,10 +125,19 @@ fn every_command_says_what_it_did() {
 }
 
 #[test]
+fn devices_are_a_line_each() {
+    let lines = "/dev/ublkb0 state:served volume:vol0\n/dev/ublkb3 state:waiting volume:unknown\n";
+    let daemon = fake::daemon();
+    assert_eq!(out(&daemon.run(&["devices"])), lines);
+    let json: Value = serde_json::from_str(&out(&daemon.run(&["devices", "--json"]))).expect("JSON");
+    assert_eq!(json["devices"][1], serde_json::json!({"device": "/dev/ublkb3", "state": "waiting", "volume": null}));
+}
+
+#[test]
 fn wrong_usage_is_one_line_and_code_2() {
     let daemon = fake::daemon();
     let long = "x".repeat(100_000);
-    let table: [(&[&str], &str); 34] = [
+    let table: [(&[&str], &str); 37] = [
         (&[], "no command is given"),
         (&["wibble"], "unrecognized subcommand 'wibble'"),
         (&["st\u{1b}[31m"], "unrecognized subcommand"),
@@ -148,6 +160,9 @@ fn wrong_usage_is_one_line_and_code_2() {
         (&["create", "v", "--primary", "", "--secondary", "/b"], "a value is required for '--primary <PATH>'"),
         (&["delete", "v"], "say --yes"),
         (&["down", "v", "--force"], "say --yes"),
+        (&["remove-device"], "<DEVICE>"),
+        (&["remove-device", "/dev/sda"], "\"/dev/sda\" is no ublk device; name one such as /dev/ublkb0"),
+        (&["remove-device", "/dev/ublkb0"], "say --yes"),
         (&["create", "v", "--force"], "say --yes"),
         (&["up"], "<NAME>"),
         (&["up", "a", "b"], "unexpected argument 'b'"),

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use farpoint::control::server::{Limits, Server};
 use farpoint::controller::api::{
-    CollisionPolicy, Counters, Done, Event, EventAction, Failure, FailureKind, IncrementReply, KernelReport, LinkState,
-    Request, Response, STATUS_SCHEMA, Settings, StatusReport, UpReply, VolumeReport, VolumeState,
+    CollisionPolicy, Counters, DeviceReport, DeviceState, Devices, Done, Event, EventAction, Failure, FailureKind,
+    IncrementReply, KernelReport, LinkState, Request, Response, STATUS_SCHEMA, Settings, StatusReport, UpReply,
+    VolumeReport, VolumeState,
 };
 use farpoint::controller::call::{CALLS_MAX, Call};
 use farpoint::controller::config::DaemonConfig;
@@ -179,6 +180,15 @@ fn response(request: &Request) -> Response {
     let volumes = request.volumes().to_vec();
     match request {
         Request::Status(_) => Response::Status(Box::new(report())),
+        Request::Devices(_) => {
+            let device = |number: u32, state, volume: Option<&str>| DeviceReport {
+                device: format!("/dev/ublkb{number}"),
+                state,
+                volume: volume.map(str::to_owned),
+            };
+            let served = device(0, DeviceState::Served, Some("vol0"));
+            Response::Devices(Devices { devices: vec![served, device(3, DeviceState::Waiting, None)] })
+        }
         Request::Up(one) => Response::Up(UpReply {
             volume: one.volume.clone(),
             device: "/dev/ublkb7".into(),

@@ -3,7 +3,8 @@
 
 use farpoint::control::rpc::{self, Command, Id};
 use farpoint::controller::api::{
-    CollisionPolicy, Create, Down, Events, Many, One, Request, Selection, Set, SettingsChange, Start, Until, Wait,
+    CollisionPolicy, Create, Down, Events, Many, Nothing, One, RemoveDevice, Request, Selection, Set, SettingsChange,
+    Start, Until, Wait,
 };
 use proptest::collection::{hash_set, vec};
 use proptest::option;
@@ -39,6 +40,10 @@ fn request() -> impl Strategy<Value = Request> {
         name().prop_map(|volume| Request::Up(One { volume })),
         (name(), any::<bool>()).prop_map(|(volume, force)| Request::Down(Down { volume, force })),
         names(0).prop_map(|volumes| Request::Status(Selection { volumes })),
+        Just(Request::Devices(Nothing {})),
+        any::<(u32, bool)>().prop_map(|(number, force)| {
+            Request::RemoveDevice(RemoveDevice { device: format!("/dev/ublkb{number}"), force })
+        }),
         (names(1), option::of(1..=60_000_u64))
             .prop_map(|(volumes, run_timer_ms)| Request::Start(Start { volumes, run_timer_ms })),
         many().prop_map(Request::Run),

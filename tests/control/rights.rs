@@ -76,14 +76,15 @@ fn everybody_may_ask_if_so_configured_but_not_command() {
     assert_eq!(fs::metadata(daemon.socket()).expect("a socket").mode() & 0o777, 0o666);
     let user = nobody();
     let run = |arguments: &[&str]| run_as(&daemon, user.uid, user.gid, arguments);
-    for allowed in [&["status"][..], &["events", "--now"], &["wait", "vol0"]] {
+    for allowed in [&["status"][..], &["devices"], &["events", "--now"], &["wait", "vol0"]] {
         assert_eq!(run(allowed).status.code(), Some(0), "{allowed:?}");
     }
-    let refused: [&[&str]; 11] = [
+    let refused: [&[&str]; 12] = [
         &["create", "v"],
         &["delete", "v", "--yes"],
         &["up", "v"],
         &["down", "v"],
+        &["remove-device", "/dev/ublkb0", "--yes"],
         &["start", "v"],
         &["run", "v"],
         &["increment-complete", "v"],

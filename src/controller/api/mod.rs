@@ -1,12 +1,17 @@
 //! What can be asked of a controller and what it answers: the typed form of every verb, of the status report and of
 //! events. `control` turns these into JSON-RPC and back; nothing here knows of sockets, and nothing below knows of it.
 
+mod device;
+mod event;
+mod status;
+
+pub use device::{DeviceReport, DeviceState, Devices, RemoveDevice};
+pub use event::{Event, EventAction};
+pub use status::{Counters, KernelReport, LinkState, STATUS_SCHEMA, Settings, StatusReport, VolumeReport, VolumeState};
+
 use serde::{Deserialize, Serialize};
 
 use super::limits;
-
-/// Schema name printed at the top of a status report; only additions are made under one number.
-pub const STATUS_SCHEMA: &str = "farpoint.status/1";
 
 /// One command to a controller. Volumes are always named, never given by path: paths come from the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -21,6 +26,10 @@ pub enum Request {
     /// Stops mirroring and removes the device.
     Down(Down),
     Status(Selection),
+    /// Lists the devices of farpoint volumes, known or not, whoever serves them.
+    Devices(Nothing),
+    /// Removes a device that nobody serves and whose volume is not known.
+    RemoveDevice(RemoveDevice),
     /// Makes the cut over all named volumes at once and holds new writes until `run` (seed 004 \[0039\]).
     Start(Start),
     /// Lets the held writes go; they are recorded for the next increment (seed 004 \[0041\]).
@@ -42,7 +51,7 @@ pub enum Request {
 impl Request {
     /// Whether the request changes nothing, so that a peer without the right to command may make it.
     pub fn is_read_only(&self) -> bool {
-        matches!(self, Self::Status(_) | Self::Wait(_) | Self::Events(_))
+        matches!(self, Self::Status(_) | Self::Devices(_) | Self::Wait(_) | Self::Events(_))
     }
 
     /// The word for it on the socket and on the command line.
@@ -53,6 +62,8 @@ impl Request {
             Self::Up(_) => "up",
             Self::Down(_) => "down",
             Self::Status(_) => "status",
+            Self::Devices(_) => "devices",
+            Self::RemoveDevice(_) => "remove-device",
             Self::Start(_) => "start",
             Self::Run(_) => "run",
             Self::IncrementComplete(_) => "increment-complete",
@@ -81,7 +92,7 @@ impl Request {
             | Self::Pause(Many { volumes })
             | Self::Resume(Many { volumes })
             | Self::Set(Set { volumes, .. }) => volumes,
-            Self::Events(_) => &[],
+            Self::Devices(_) | Self::RemoveDevice(_) | Self::Events(_) => &[],
         }
     }
 
@@ -89,7 +100,8 @@ impl Request {
     pub fn check(&self) -> Result<(), Failure> {
         limits::check_names(self.volumes())?;
         match self {
-            Self::Status(_) | Self::Events(_) => {}
+            Self::Status(_) | Self::Devices(_) | Self::Events(_) => {}
+            Self::RemoveDevice(remove) => drop(remove.id()?),
             _ if self.volumes().is_empty() => {
                 return Err(Failure::new(FailureKind::Usage, "no volume is named; name at least one"));
             }
@@ -101,6 +113,10 @@ impl Request {
         Ok(())
     }
 }
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -311,6 +327,7 @@ impl Failure {
 #[serde(untagged)]
 pub enum Response {
     Status(Box<StatusReport>),
+    Devices(Devices),
     Increment(IncrementReply),
     Up(UpReply),
     Done(Done),
@@ -346,249 +363,5 @@ pub struct Done {
 impl Done {
     pub fn of(volumes: Vec<String>) -> Self {
         Self { volumes, warnings: Vec::new() }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StatusReport {
-    pub schema: String,
-    pub version: String,
-    pub kernel: KernelReport,
-    pub volumes: Vec<VolumeReport>,
-}
-
-/// What the running kernel's ublk driver offers.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KernelReport {
-    pub release: String,
-    /// Names of the ublk features found, empty when there is no driver.
-    pub ublk_features: Vec<String>,
-}
-
-/// The state of a volume's increment (seed 004 FIG 2, box 230), and `down`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum VolumeState {
-    Down,
-    /// The device has outlived the daemon that served it; its I/O waits until `up` takes it back or `down` removes it.
-    Waiting,
-    Normal,
-    IncrementPending,
-    IncrementInProgress,
-    /// An increment was given up and its tracks are being put back out of sync.
-    Aborting,
-    /// The device had an error that only `down` and `up` can mend.
-    Failed,
-}
-
-impl VolumeState {
-    /// As in JSON.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Down => "down",
-            Self::Waiting => "waiting",
-            Self::Normal => "normal",
-            Self::IncrementPending => "increment-pending",
-            Self::IncrementInProgress => "increment-in-progress",
-            Self::Aborting => "aborting",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LinkState {
-    Up,
-    /// Requests have been unanswered for seconds.
-    Stalled,
-    /// The last request failed; retried with back-off.
-    Failing,
-    Paused,
-    Down,
-}
-
-impl LinkState {
-    /// As in JSON.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::Stalled => "stalled",
-            Self::Failing => "failing",
-            Self::Paused => "paused",
-            Self::Down => "down",
-        }
-    }
-}
-
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, for people and programs to read")]
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct VolumeReport {
-    pub name: String,
-    pub state: VolumeState,
-    /// Why the volume is `failed`, or why the last increment was aborted.
-    pub reason: Option<String>,
-    /// What is not as it should be, though the volume works.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<String>,
-    pub device: Option<String>,
-    pub size: u64,
-    pub track_size: u64,
-    pub primary: String,
-    pub secondary: String,
-    /// File or device with the volume's metadata.
-    pub metadata: String,
-    /// A write of the metadata has failed: the volume cannot be stopped cleanly any more.
-    pub metadata_failed: bool,
-    /// Regions copied again since the last start because the stop before it was not clean.
-    pub recovered_regions: u64,
-    /// Regions that media shows hot: what would be copied again if the daemon were killed now.
-    pub hot_regions: u64,
-    /// Intent pages that were damaged at the last start, and read as all ones.
-    pub damaged_pages: u64,
-    pub link: LinkState,
-    /// Everything must be copied once before the secondary is usable: a new volume.
-    pub full_copy_needed: bool,
-    /// Number of the increment under way.
-    pub increment: Option<u64>,
-    /// The increment's tracks are all at the secondary and flushed.
-    pub drained: bool,
-    /// The secondary is an exact and durable copy.
-    pub in_sync: bool,
-    /// Number of the last increment that was completed.
-    pub last_complete: Option<u64>,
-    /// Seconds since the cut of the last completed increment: the age of the point at the secondary.
-    pub last_complete_age_s: Option<f64>,
-    /// The lag: seconds of writes that the secondary does not hold, 0 when in sync.
-    pub lag_s: f64,
-    pub out_of_sync_tracks: u64,
-    pub out_of_sync_bytes: u64,
-    pub recorded_tracks: u64,
-    pub in_transit_bytes: u64,
-    pub unreadable_tracks: u64,
-    pub rate_bytes_per_s: u64,
-    /// Seconds until in sync at the present rate; absent when not draining.
-    pub eta_s: Option<f64>,
-    pub images_used: u64,
-    pub images_max: u64,
-    pub settings: Settings,
-    pub counters: Counters,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Settings {
-    pub collision_policy: CollisionPolicy,
-    pub bandwidth_limit: u64,
-    pub run_timer_ms: u64,
-    pub increment_timer_ms: u64,
-    pub collision_wait_ms: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            collision_policy: CollisionPolicy::default(),
-            bandwidth_limit: 0,
-            run_timer_ms: 1_000,
-            increment_timer_ms: 600_000,
-            collision_wait_ms: 1_000,
-        }
-    }
-}
-
-/// Totals since `up`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    pub host_reads: u64,
-    pub host_writes: u64,
-    pub host_flushes: u64,
-    pub host_discards: u64,
-    pub host_errors: u64,
-    pub host_write_bytes: u64,
-    pub host_read_bytes: u64,
-    pub drained_bytes: u64,
-    pub drained_tracks: u64,
-    pub zero_tracks: u64,
-    pub secondary_flushes: u64,
-    pub secondary_errors: u64,
-    pub primary_read_errors: u64,
-    pub checksum_errors: u64,
-    pub collisions: u64,
-    /// Collisions answered by keeping a before-image.
-    pub collisions_kept: u64,
-    /// Collisions in which the write waited for the secondary.
-    pub collisions_sent_first: u64,
-    /// Writes that had to wait because their track was being read or sent already.
-    pub collisions_waited: u64,
-    pub increments_completed: u64,
-    pub increments_aborted: u64,
-    /// Longest hold so far, in microseconds.
-    pub hold_us_max: u64,
-    /// Intent pages written.
-    pub intent_page_writes: u64,
-    /// Host writes that waited for the intent of their regions to be durable.
-    pub intent_waits: u64,
-    /// Regions marked ahead of a sequential writer.
-    pub intent_marked_ahead: u64,
-    /// Regions cleared because nothing in them differs any more.
-    pub intent_cleared: u64,
-    /// Longest time a host write waited for a hold, a collision or its intent, in microseconds.
-    pub write_wait_us_max: u64,
-}
-
-/// One line of the event stream, as `drbdsetup events2` has it: first what exists, then what changes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
-    pub action: EventAction,
-    /// `volume`, or `-` for the end of the dump.
-    pub object: String,
-    /// Name of the object; empty for `-`.
-    pub name: String,
-    /// What is new, as key and value; unchanged keys are left out of a change.
-    #[serde(with = "fields")]
-    pub fields: Vec<(String, String)>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EventAction {
-    Exists,
-    Create,
-    Change,
-    Destroy,
-}
-
-/// An event's fields are one JSON object in their own order, not a list of pairs.
-mod fields {
-    use std::fmt;
-
-    use serde::de::{MapAccess, Visitor};
-    use serde::{Deserializer, Serializer};
-
-    type Fields = Vec<(String, String)>;
-
-    pub(super) fn serialize<S: Serializer>(fields: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(fields.iter().map(|(key, value)| (key, value)))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Fields;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of strings")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let mut fields = Fields::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(fields)
-            }
-        }
-        deserializer.deserialize_map(InOrder)
     }
 }
