@@ -245,16 +245,16 @@ pub(super) struct Down {
 
 impl Down {
     pub(super) fn run(self, context: &Context) -> Outcome {
-        let request = Request::Down(api::Down { volume: self.name.clone(), force: self.force });
+        let Self { name, force, .. } = self;
+        let request = Request::Down(api::Down { volume: name.clone(), force });
         request.check()?;
-        if self.force {
-            let what = format!("take {} away from whoever uses it, whose I/O then fails", self.name);
-            confirm(self.yes, &what)?;
+        if force {
+            confirm(self.yes, &format!("take {name} away from whoever uses it, whose I/O then fails"))?;
         }
         context.command(&request, |result| {
             let done: Done = serde_json::from_str(result.get()).map_err(|error| unexpected(&error))?;
             warn("down", &done.warnings);
-            Ok(format!("{} is down", self.name))
+            Ok(format!("{name} is down"))
         })
     }
 }

@@ -15,6 +15,7 @@ use crate::storage::Device;
 use crate::tracking::Epoch;
 use crate::uploader::Report;
 use crate::volume::{Intent, Marks, Spec, Volume, VolumeError};
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -37,17 +38,32 @@ pub(super) struct IsUp {
     warnings: Vec<String>,
 }
 
+/// How a volume goes down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Nobody uses its device.
+    Unused,
+    /// Whoever uses it gets errors.
+    Force,
+    /// Its device stays for the next daemon; this one ends.
+    KeepDevice,
+}
+
 /// A failure, and what is known of the metadata now, if it could be seen.
 pub(super) type Failed = (Failure, Option<Box<Known>>);
 
+pub(super) fn device_failure(error: &io::Error) -> Failure {
+    Failure::new(FailureKind::Failed, error.to_string())
+}
+
 /// Refuses a device that somebody has open. Blocks.
-pub(super) fn unused(name: &str, device: &str) -> Result<(), Failure> {
+pub(super) fn unused(device: &str) -> Result<(), Failure> {
     let users = openers::of(device);
     if users.is_empty() {
         return Ok(());
     }
     let users = users.join(", ");
-    let why = format!("{name}: {device} is in use: {users}; end that first, or use --force to cut them off");
+    let why = format!("{device} is in use: {users}; end that first, or use --force to cut them off");
     Err(Failure::new(FailureKind::Unsafe, why))
 }
 
@@ -142,7 +158,7 @@ impl Controller {
                 let media = media::open_media(&path, &name, &config, own, [&primary, &secondary])?;
                 // Only now, when it is certain that no other daemon serves the volume. A second device over the same
                 // primary would let the first one's old writes land on newer data, once it is taken back.
-                match leftovers::of(spec.owner).map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))? {
+                match leftovers::of(spec.owner).map_err(|error| device_failure(&error))? {
                     Some(device) => spec.take_back(&device),
                     None => need::check(&config, primary.size())?,
                 }
@@ -222,11 +238,11 @@ impl Controller {
             Err(failure) => return answer(reply, Err(failure)),
         };
         if down.force {
-            return self.take_down(&name, true, Some(reply));
+            return self.take_down(&name, Ending::Force, Some(reply));
         }
         let notes = self.notes.clone();
         spawn_blocking(move || {
-            let free = unused(&name, &device);
+            let free = unused(&device);
             let _ = notes.send(Note::Free(name, free, reply));
         });
     }
@@ -234,15 +250,15 @@ impl Controller {
     /// Whether somebody has the device open is known.
     pub(super) fn free(&mut self, name: &str, free: Result<(), Failure>, reply: Reply) {
         match free {
-            Ok(()) => self.take_down(name, false, Some(reply)),
+            Ok(()) => self.take_down(name, Ending::Unused, Some(reply)),
             Err(failure) => answer(reply, Err(failure)),
         }
     }
 
     /// `force`: even if an increment's number is being stored, which takes for ever where metadata hangs.
-    fn take_down(&mut self, name: &str, force: bool, reply: Option<Reply>) {
+    pub(super) fn take_down(&mut self, name: &str, ending: Ending, reply: Option<Reply>) {
         if self.is_being_cut(name) {
-            if !force {
+            if ending == Ending::Unused {
                 let why = format!("{name}: a start is under way; try again when it is answered");
                 if let Some(reply) = reply {
                     answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
@@ -272,7 +288,7 @@ impl Controller {
         let (name, media, incomplete) = (name.to_owned(), entry.media.take(), entry.full_copy);
         spawn_blocking(move || {
             // After a failure nothing is read again: the metadata may hang.
-            let result = volume.down().map_err(Failure::from).and_then(|tracks| {
+            let result = volume.down(ending == Ending::KeepDevice).map_err(Failure::from).and_then(|tracks| {
                 let media = media.ok_or_else(|| Failure::new(FailureKind::Failed, "its metadata is not open"))?;
                 let superblock = media.end(&tracks, incomplete && !tracks.is_empty())?;
                 Ok(Box::new(Known::new(superblock, &media.recovery()?)))
@@ -358,7 +374,7 @@ impl Controller {
         loop {
             for name in &names {
                 if self.volumes.get(name).is_some_and(|entry| matches!(entry.phase, Phase::Up(_))) {
-                    self.take_down(name, true, None);
+                    self.take_down(name, Ending::Force, None);
                 }
             }
             let busy = self.volumes.values().any(|entry| matches!(entry.phase, Phase::Busy(_) | Phase::Up(_)));

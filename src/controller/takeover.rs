@@ -6,7 +6,7 @@
 use super::api::{Done, Failure, FailureKind, Response};
 use super::config::VolumeConfig;
 use super::entry::{Entry, Phase, Waiting};
-use super::lifecycle::unused;
+use super::lifecycle::{Ending, unused};
 use super::media::{self, Known};
 use super::{Controller, Note, Reply, answer};
 use crate::frontend::leftovers::{self, Leftover};
@@ -101,7 +101,7 @@ impl Controller {
         }
     }
 
-    /// At the end: whoever uses a device keeps it. To the kernel it is as if the daemon had been killed.
+    /// At the end: whoever uses a device keeps it.
     pub(super) async fn leave_used(&mut self) {
         let up = |(name, entry): (&String, &Entry)| match &entry.phase {
             Phase::Up(volume) if volume.broken().is_none() => Some((name.clone(), volume.device_path())),
@@ -111,14 +111,9 @@ impl Controller {
         let look = move || devices.into_iter().map(|(name, device)| (name, openers::of(&device), device));
         let found = spawn_blocking(move || look().filter(|(_, users, _)| !users.is_empty()).collect::<Vec<_>>());
         for (name, users, device) in found.await.unwrap_or_default() {
-            self.abort_for(&name);
-            let Some(entry) = self.volumes.get_mut(&name) else { continue };
-            if let Phase::Up(volume) = std::mem::replace(&mut entry.phase, Phase::Down) {
-                let users = users.join(", ");
-                tracing::warn!("{name}: {device} is in use: {users}; its I/O waits until a daemon runs again");
-                // Dropped, it would be stopped.
-                std::mem::forget(volume);
-            }
+            let users = users.join(", ");
+            tracing::warn!("{name}: {device} is in use: {users}; its I/O waits until a daemon runs again");
+            self.take_down(&name, Ending::KeepDevice, None);
         }
     }
 
@@ -133,7 +128,7 @@ impl Controller {
             let result = leftovers::of(owner).map_err(failed).and_then(|found| {
                 let Some(device) = found else { return Ok(()) };
                 if !force {
-                    unused(&name, &device.path())?;
+                    unused(&device.path())?;
                 }
                 leftovers::remove(device.id).map_err(failed)
             });

@@ -16,6 +16,7 @@ use crate::storage::{Device, process};
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
 use libublk::io::UblkDev;
 use libublk::{UblkError, UblkFlags, sys};
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,9 +29,14 @@ use std::time::Duration;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Stopping writes out what a file system on the device still has, which may take its time.
 const STOP_TIMEOUT: Duration = Duration::from_secs(300);
+/// A device that is left to the next daemon has only what is at the primary to wait for.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the kernel may take to end what a killed daemon left of a device: it notices at the latest when a request
-/// of the host has waited for 30 seconds.
+/// of the host has waited for its time-out, which is 30 seconds unless [`NOTICE_MS`] could be set.
 const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(90);
+/// Where the kernel learns of a server's end only from a request that it has waited for too long, because the server had
+/// every tag in hand, this is too long, in milliseconds. As long as the server lives it waits on.
+const NOTICE_MS: &str = "1000";
 /// libublk asks for half a minute at a time.
 const TAKE_BACK_TRIES: u8 = 1;
 /// How long it may take until all its requests can be taken: its users wait already, and giving up gains nothing.
@@ -45,6 +51,7 @@ const ADD: &str = "add the device";
 const TAKE_BACK: &str = "take the device back";
 const START: &str = "start the device";
 const STOP: &str = "stop the device";
+const HAND_OVER: &str = "hand the device over";
 
 /// What the device is to look like.
 #[derive(Debug, Clone)]
@@ -115,6 +122,7 @@ struct Ends {
 
 enum Order {
     Stop,
+    HandOver,
 }
 
 #[derive(Debug)]
@@ -191,14 +199,24 @@ impl UblkDevice {
 
     /// Stops and removes the device. Every held write must have been let go. Blocks up to the command limit.
     pub fn stop(mut self) -> Result<(), DeviceError> {
-        let _ = self.orders.send(Order::Stop);
-        if let Answer::Failed(error) = self.answer(STOP, STOP_TIMEOUT)? {
-            Err(error)
-        } else {
-            if let Some(thread) = self.thread.take() {
-                let _ = thread.join();
-            }
-            Ok(())
+        self.end(Order::Stop, STOP, STOP_TIMEOUT)?;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        Ok(())
+    }
+
+    /// Stops serving the device, which stays: from the end of this process on the kernel holds its I/O until another one
+    /// takes it back. Blocks up to a limit.
+    pub fn hand_over(self) -> Result<(), DeviceError> {
+        self.end(Order::HandOver, HAND_OVER, HAND_OVER_TIMEOUT)
+    }
+
+    fn end(&self, order: Order, what: &'static str, limit: Duration) -> Result<(), DeviceError> {
+        let _ = self.orders.send(order);
+        match self.answer(what, limit)? {
+            Answer::Failed(error) => Err(error),
+            _ => Ok(()),
         }
     }
 }
@@ -243,16 +261,30 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
                 return fail(command(START, &error));
             }
         };
-        let _ = answers.send(Answer::Started);
-        // A controller that is gone without a word wants the device gone as well, but not from under those who waited.
-        if orders.recv().is_err() && self.shape.waiting.is_some() {
-            tracing::error!("{} was taken back too late; restart the daemon", control.get_bdev_path());
-            loop {
-                thread::park();
-            }
+        if self.shape.waiting.is_none() {
+            notice_soon(control.dev_info().dev_id);
         }
-        let removed = remove(&control, (device, threads), &self.ends);
-        let _ = answers.send(match removed {
+        let _ = answers.send(Answer::Started);
+        let ended = match orders.recv() {
+            Ok(Order::HandOver) => {
+                self.shared.hand_over(threads.len());
+                let _ = answers.send(Answer::Stopped);
+                // The end of the process ends these threads, and that the kernel takes for the end of the server. Were
+                // their rings closed before, requests that are just coming in would be lost in Linux 6.12.
+                join(threads);
+                return;
+            }
+            // A controller that is gone without a word wants the device gone as well, but not from under those who
+            // waited.
+            Err(_) if self.shape.waiting.is_some() => {
+                tracing::error!("{} was taken back too late; restart the daemon", control.get_bdev_path());
+                loop {
+                    thread::park();
+                }
+            }
+            Ok(Order::Stop) | Err(_) => remove(&control, (device, threads), &self.ends),
+        };
+        let _ = answers.send(match ended {
             Ok(()) if self.ends.failed.load(Relaxed) => Answer::Failed(DeviceError::Queue),
             Ok(()) => Answer::Stopped,
             Err(error) => Answer::Failed(command(STOP, &error)),
@@ -295,13 +327,15 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
                 let _ = tids.send((queue, nix::unistd::gettid().as_raw()));
                 drop(tids);
                 let mut handler = handler(usize::from(queue));
-                if let Err(error) = ublk_queue::serve(queue, &device, &shared, &mut handler) {
-                    let error = ublk_queue::describe(&error);
+                let failed = |error: &UblkError| {
+                    let error = ublk_queue::describe(error);
                     tracing::error!("queue {queue} has ended: {error}; take the volume down and up again");
                     // Whoever waits for the queues to be ready must not wait for this one.
                     device.notify_buffer_registration_complete(true);
                     ends.failed.store(true, Relaxed);
-                }
+                    ends.ended.store(true, Relaxed);
+                };
+                ublk_queue::serve(queue, &device, &shared, &mut handler, failed);
                 ends.ended.store(true, Relaxed);
             };
             threads.push(thread::Builder::new().name(name).spawn(body).map_err(UblkError::IOError)?);
@@ -312,6 +346,16 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
             control.configure_queue(&device, queue, tid)?;
         }
         Ok(device)
+    }
+}
+
+/// Lets the kernel notice soon that nobody serves the device any more. Only of a new device, which nobody uses yet and
+/// which keeps the value: the kernel waits for all requests of the host first, and were the daemon killed meanwhile, that
+/// wait would keep its files open, and the device from being taken back.
+fn notice_soon(id: u32) {
+    let path = format!("/sys/block/ublkb{id}/queue/io_timeout");
+    if let Err(error) = fs::write(&path, NOTICE_MS) {
+        tracing::warn!("{path} cannot be set: {error}; the users of a killed daemon's device may wait half a minute");
     }
 }
 

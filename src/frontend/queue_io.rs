@@ -51,4 +51,6 @@ pub trait Handler {
     fn image_read(&mut self, tag: Tag, read: ImageRead, result: i32, io: &mut impl QueueIo);
     /// The doorbell rang.
     fn rung(&mut self, io: &mut impl QueueIo);
+    /// Whether a request is under way that has to be ended; those that only wait to begin have not.
+    fn is_serving(&self) -> bool;
 }

@@ -15,13 +15,19 @@ use libublk::{BufDesc, UblkError, UblkIORes, UblkUringData, io::BufDescList};
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
+use std::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The primary among the ring's fixed files; 0 is the ublk character device.
 const PRIMARY: types::Fixed = types::Fixed(1);
 /// Completions looked at before the ring is entered again.
 const BATCH: usize = 64;
+/// How often a device that is handed over looks whether its queues are done.
+const HAND_OVER_LOOK: Duration = Duration::from_millis(2);
 /// Kind of an own request, in the bits 16 to 23 of its user data; the tag is below, an image's number above.
 const KIND_PRIMARY: u64 = 1 << 16;
 const KIND_IMAGE: u64 = 2 << 16;
@@ -40,6 +46,10 @@ pub struct Shared {
     pub zeroing: storage::Zeroing,
     /// The device could not be started: its queues end although nobody has stopped it.
     pub abandoned: AtomicBool,
+    /// The device is left to the next daemon: its queues begin nothing new.
+    pub handing_over: AtomicBool,
+    /// Queues that have ended what they had begun, after that.
+    pub handed_over: AtomicUsize,
     /// Time 0 of all times.
     pub began: Instant,
 }
@@ -57,6 +67,15 @@ impl Shared {
     pub(super) fn abandon(&self) {
         self.abandoned.store(true, Relaxed);
         self.ring_all();
+    }
+
+    /// Blocks until the queues have ended what they had begun.
+    pub(super) fn hand_over(&self, queues: usize) {
+        self.handing_over.store(true, Relaxed);
+        self.ring_all();
+        while self.handed_over.load(Acquire) < queues {
+            thread::sleep(HAND_OVER_LOOK);
+        }
     }
 
     pub fn ring_all(&self) {
@@ -171,23 +190,25 @@ impl QueueIo for UblkIo<'_> {
     }
 }
 
-/// Serves one queue on the calling thread until the device is stopped.
+/// Serves one queue on the calling thread until the device is stopped. `failed` is told if it fails, before it waits for
+/// the kernel to end what is under way, which takes until the device is stopped.
 pub(super) fn serve(
     index: u16,
     device: &UblkDev,
     shared: &Shared,
     handler: &mut impl Handler,
-) -> Result<(), UblkError> {
-    init_ring(device.tgt.sq_depth, device.tgt.cq_depth)?;
+    failed: impl Fn(&UblkError),
+) {
+    if let Err(error) = init_ring(device.tgt.sq_depth, device.tgt.cq_depth) {
+        return failed(&error);
+    }
     let mut memory = device.alloc_queue_io_bufs();
     // Every page is touched now, and with that locked: not by the first write-back, for which memory may be short.
     memory.iter_mut().for_each(IoBuf::zero_buf);
-    let result = serve_with(index, device, shared, handler, &memory);
-    if result.is_err() {
+    if serve_with(index, device, shared, handler, &memory, failed).is_err() {
         // Requests may be under way that still refer to it.
         std::mem::forget(memory);
     }
-    result
 }
 
 fn serve_with(
@@ -196,15 +217,42 @@ fn serve_with(
     shared: &Shared,
     handler: &mut impl Handler,
     memory: &Vec<IoBuf<u8>>,
+    failed: impl Fn(&UblkError),
 ) -> Result<(), UblkError> {
-    let queue = UblkQueue::new(index, device)?.submit_fetch_commands_unified(BufDescList::Slices(Some(memory)))?;
+    let queue = UblkQueue::new(index, device)
+        .and_then(|queue| queue.submit_fetch_commands_unified(BufDescList::Slices(Some(memory))));
+    let queue = queue.inspect_err(&failed)?;
     let depth = usize::from(device.dev_info.queue_depth);
     let mut io = UblkIo { queue: &queue, memory, shared, at_kernel: depth, own: 0, failed: None };
     let bell = &shared.bells[usize::from(index)];
     arm(bell, &mut io);
+    turn(bell, handler, &mut io).inspect_err(|error| {
+        failed(error);
+        if shared.abandoned.load(Relaxed) {
+            leave_ring(bell);
+        }
+    })
+}
+
+/// Works until the device has been stopped, or the queue fails. Never returns from a device that is handed over.
+fn turn(bell: &Doorbell, handler: &mut impl Handler, io: &mut UblkIo) -> Result<(), UblkError> {
+    let shared = io.shared;
     let mut stopping = false;
-    // The bell's poll is always under way and refers to no memory.
-    while !(stopping && io.at_kernel == 0 && io.own <= 1) {
+    loop {
+        // The bell's poll is always under way and refers to no memory.
+        let idle = io.own <= 1;
+        if idle && stopping && io.at_kernel == 0 {
+            return Ok(());
+        }
+        if idle && shared.handing_over.load(Relaxed) && !handler.is_serving() {
+            // The last answers. What has not begun the kernel hands to the next one who serves the device.
+            let submitted = with_task_io_ring_mut(|ring| ring.submit());
+            submitted.map_err(UblkError::IOError)?;
+            shared.handed_over.fetch_add(1, Release);
+            loop {
+                thread::park();
+            }
+        }
         wait()?;
         if shared.abandoned.load(Relaxed) {
             return Err(UblkError::OtherError(-libc::ECANCELED));
@@ -216,7 +264,7 @@ fn serve_with(
                 batch.iter_mut().zip(ring.completion()).map(|(place, entry)| *place = Some(entry)).count()
             });
             for completion in batch[..count].iter_mut().filter_map(Option::take) {
-                stopping |= dispatch(&completion, bell, handler, &mut io);
+                stopping |= dispatch(&completion, bell, handler, io);
             }
             if let Some(error) = io.failed.take() {
                 return Err(error);
@@ -226,7 +274,21 @@ fn serve_with(
             }
         }
     }
-    Ok(())
+}
+
+/// Ends the ring of a device that has never been started although the kernel has commands in it, by putting another into
+/// its place: libublk would wait for them in giving the files back, and they end only with the ring.
+fn leave_ring(bell: &Doorbell) {
+    with_task_io_ring_mut(|ring| {
+        let other = IoUring::new(1).and_then(|other| {
+            other.submitter().register_files(&[bell.raw_fd()])?;
+            Ok(other)
+        });
+        match other {
+            Ok(other) => *ring = other,
+            Err(error) => tracing::warn!("a queue that is not wanted cannot end: {error}"),
+        }
+    });
 }
 
 /// A ring that only this thread enters, and whose completions run when it does: measurably less work per request.
@@ -266,6 +328,9 @@ fn dispatch(completion: &cqueue::Entry, bell: &Doorbell, handler: &mut impl Hand
         if result != 0 {
             // The kernel took the tag back: the device is stopping.
             return true;
+        }
+        if io.shared.handing_over.load(Relaxed) {
+            return false;
         }
         let description = io.queue.get_iod(tag);
         if let Some(request) = Request::parse(description.op_flags, description.start_sector, description.nr_sectors) {

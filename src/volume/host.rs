@@ -410,6 +410,10 @@ impl Handler for Host {
         }
     }
 
+    fn is_serving(&self) -> bool {
+        self.slots.iter().any(|slot| matches!(slot.stage, Stage::Colliding { .. } | Stage::Submitted { .. }))
+    }
+
     /// The doorbell rang: whatever was parked is looked at again.
     fn rung(&mut self, io: &mut impl QueueIo) {
         for _ in 0..self.parked.len() {

@@ -293,6 +293,8 @@ mod tests {
             bells: Box::new([Doorbell::new().expect("a bell")]),
             zeroing: crate::storage::Zeroing { unmap: None, keep: None },
             abandoned: AtomicBool::new(false),
+            handing_over: AtomicBool::new(false),
+            handed_over: std::sync::atomic::AtomicUsize::new(0),
             began: Instant::now(),
         });
         let ((ask, asked), (answer, answers), (fail, failures)) = (channel(), channel(), channel());

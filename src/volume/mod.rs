@@ -24,7 +24,7 @@ use crate::uploader::{Drain, Figures, Images, Limits, Mailbox, Message, Parts, P
 use keeper::Kept;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -217,11 +217,13 @@ impl Volume {
     }
 
     /// Stops the device and then the drain, and says which tracks are out of sync. Blocks; not for the control thread.
+    /// `keep_device`: the device stays for the next daemon; this one has to end.
     ///
     /// The volume must not be holding: held writes keep a device from stopping.
-    pub fn down(self) -> Result<Tracks, VolumeError> {
+    pub fn down(self, keep_device: bool) -> Result<Tracks, VolumeError> {
         let (kept, device) = (self.kept, self.device);
-        let stopped = kept.while_attended(move || device.stop());
+        // Without its device nobody's write need be refused because metadata hangs: it waits, as all of them do.
+        let stopped = if keep_device { device.hand_over() } else { kept.while_attended(move || device.stop()) };
         self.mailbox.tell(Message::Stop);
         match self.drain.join() {
             Ok(Ok(())) => {}
@@ -334,6 +336,8 @@ fn shared(spec: &Spec, primary: &Device, began: Instant) -> Result<Arc<Shared>, 
         bells: (0..spec.queues).map(|_| Doorbell::new()).collect::<nix::Result<_>>().map_err(failed)?,
         zeroing: primary.limits().zeroing,
         abandoned: AtomicBool::new(false),
+        handing_over: AtomicBool::new(false),
+        handed_over: AtomicUsize::new(0),
         began,
     }))
 }
