@@ -7,6 +7,7 @@ mod link;
 mod message;
 mod pace;
 mod plan;
+mod progress;
 mod requests;
 mod ring;
 

@@ -6,6 +6,7 @@ use super::cargo::{ImageNo, Segment, SlotNo};
 use super::images::Images;
 use super::message::Message;
 use super::plan::{Drain, Op, Report, Totals};
+use super::progress::{Part, Progress};
 use super::requests::Requests;
 use crate::geometry::{TrackNo, TrackRange};
 use crate::memory::{Buffer, Pool};
@@ -71,12 +72,12 @@ pub struct Parts {
 #[derive(Debug, Clone, Copy)]
 enum Request {
     Bell,
-    /// `done` bytes of it are finished.
-    Read(SlotNo, TrackRange, u32),
-    Write(SlotNo, Segment, u32),
+    /// With what was done of it before.
+    Read(SlotNo, TrackRange, Part),
+    Write(SlotNo, Segment, Part),
     /// By fallocate in this mode.
     Zero(SlotNo, Segment, i32),
-    Image(ImageNo, TrackNo, u32),
+    Image(ImageNo, TrackNo, Part),
     Flush,
     FlushPrimary,
 }
@@ -327,10 +328,12 @@ impl Uploader {
         match op {
             Op::Read(slot, tracks) => {
                 self.slots[slot.0].first = tracks.start;
-                self.read(slot, tracks, 0)
+                self.read(slot, tracks, Part::default())
             }
             Op::Write(slot, segment) => self.send(slot, segment, now),
-            Op::WriteImage(image, track) if self.parts.images.intact(image) => self.write_image(image, track, 0),
+            Op::WriteImage(image, track) if self.parts.images.intact(image) => {
+                self.write_image(image, track, Part::default())
+            }
             Op::WriteImage(image, _) => {
                 self.parts.drain.image_damaged(image, now, &self.parts.tracking);
                 Ok(())
@@ -346,11 +349,13 @@ impl Uploader {
         }
     }
 
-    fn read(&mut self, slot: SlotNo, tracks: TrackRange, done: u32) -> io::Result<()> {
+    fn read(&mut self, slot: SlotNo, tracks: TrackRange, part: Part) -> io::Result<()> {
         let (offset, length) = self.parts.tracking.geometry().bytes(tracks);
-        let memory = self.slots[slot.0].buffer.as_mut_ptr().wrapping_add(widen(done));
-        let entry = opcode::Read::new(PRIMARY, memory, narrow(length) - done).offset(offset + u64::from(done)).build();
-        self.push(entry, Request::Read(slot, tracks, done))
+        let memory = self.slots[slot.0].buffer.as_mut_ptr().wrapping_add(widen(part.done));
+        let entry = opcode::Read::new(PRIMARY, memory, narrow(length) - part.done)
+            .offset(offset + u64::from(part.done))
+            .build();
+        self.push(entry, Request::Read(slot, tracks, part))
     }
 
     /// Where a segment lies in its slot's memory, and its length.
@@ -373,24 +378,26 @@ impl Uploader {
                 self.push(entry, Request::Zero(slot, segment, mode))
             }
             // Where zeroes cannot be asked for they are written: the slot's memory holds them.
-            _ => self.write(slot, segment, 0),
+            _ => self.write(slot, segment, Part::default()),
         }
     }
 
-    fn write(&mut self, slot: SlotNo, segment: Segment, done: u32) -> io::Result<()> {
+    fn write(&mut self, slot: SlotNo, segment: Segment, part: Part) -> io::Result<()> {
         let (offset, _) = self.parts.tracking.geometry().bytes(segment.tracks);
         let (place, length) = self.place(slot, segment.tracks);
-        let memory = self.slots[slot.0].buffer.as_mut_ptr().wrapping_add(place + widen(done));
-        let entry = opcode::Write::new(SECONDARY, memory, length - done).offset(offset + u64::from(done)).build();
-        self.push(entry, Request::Write(slot, segment, done))
+        let memory = self.slots[slot.0].buffer.as_mut_ptr().wrapping_add(place + widen(part.done));
+        let entry =
+            opcode::Write::new(SECONDARY, memory, length - part.done).offset(offset + u64::from(part.done)).build();
+        self.push(entry, Request::Write(slot, segment, part))
     }
 
-    fn write_image(&mut self, image: ImageNo, track: TrackNo, done: u32) -> io::Result<()> {
+    fn write_image(&mut self, image: ImageNo, track: TrackNo, part: Part) -> io::Result<()> {
         let (offset, length) = self.parts.tracking.geometry().bytes(TrackRange::one(track));
-        let memory = self.parts.images.pointer(image).wrapping_add(widen(done));
-        let entry =
-            opcode::Write::new(SECONDARY, memory, narrow(length) - done).offset(offset + u64::from(done)).build();
-        self.push(entry, Request::Image(image, track, done))
+        let memory = self.parts.images.pointer(image).wrapping_add(widen(part.done));
+        let entry = opcode::Write::new(SECONDARY, memory, narrow(length) - part.done)
+            .offset(offset + u64::from(part.done))
+            .build();
+        self.push(entry, Request::Image(image, track, part))
     }
 
     fn reap(&mut self) -> io::Result<()> {
@@ -413,29 +420,25 @@ impl Uploader {
                 self.parts.mailbox.bell().answer();
                 return self.arm_bell();
             }
-            Request::Read(slot, tracks, done) => match progress(result, done, geometry.bytes(tracks).1) {
-                Progress::Rest(done) => return self.read(slot, tracks, done),
+            Request::Read(slot, tracks, part) => match part.after(result, geometry.bytes(tracks).1) {
+                Progress::Rest(part) => return self.read(slot, tracks, part),
                 Progress::Whole => self.was_read(slot, tracks),
                 Progress::Failed => self.parts.drain.read_failed(slot, now, &self.parts.tracking),
             },
-            Request::Write(slot, segment, done) => match progress(result, done, geometry.bytes(segment.tracks).1) {
-                Progress::Rest(done) => return self.write(slot, segment, done),
+            Request::Write(slot, segment, part) => match part.after(result, geometry.bytes(segment.tracks).1) {
+                Progress::Rest(part) => return self.write(slot, segment, part),
                 whole => self.written(slot, segment, whole == Progress::Whole, result, now),
             },
             Request::Zero(slot, segment, mode) => {
                 if result < 0 && self.parts.secondary.zeroing_failed(mode, -result) {
-                    return self.write(slot, segment, 0);
+                    return self.write(slot, segment, Part::default());
                 }
                 self.written(slot, segment, result >= 0, result, now);
             }
-            Request::Image(image, track, done) => {
-                match progress(result, done, geometry.bytes(TrackRange::one(track)).1) {
-                    Progress::Rest(done) => return self.write_image(image, track, done),
-                    whole => {
-                        self.parts.drain.image_done(image, whole == Progress::Whole, now, &self.parts.tracking);
-                    }
-                }
-            }
+            Request::Image(image, track, part) => match part.after(result, geometry.bytes(TrackRange::one(track)).1) {
+                Progress::Rest(part) => return self.write_image(image, track, part),
+                whole => self.parts.drain.image_done(image, whole == Progress::Whole, now, &self.parts.tracking),
+            },
             Request::FlushPrimary => {
                 if result < 0 {
                     (self.parts.primary_failed)();
@@ -496,25 +499,6 @@ impl Uploader {
         let Slot { buffer, checksums, .. } = &self.slots[slot.0];
         let mut memory = buffer[place..place + widen(length)].chunks(track_size).zip(&checksums[place / track_size..]);
         memory.all(|(track, checksum)| checksum.is_none_or(|checksum| crc32c::crc32c(track) == checksum))
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    Whole,
-    /// So many bytes are finished, the rest has to be asked for again.
-    Rest(u32),
-    Failed,
-}
-
-/// What a result means for a request of `length` bytes of which `done` were finished before.
-fn progress(result: i32, done: u32, length: u64) -> Progress {
-    match u32::try_from(result) {
-        Ok(moved) if u64::from(done + moved) == length => Progress::Whole,
-        Ok(0) => Progress::Failed,
-        Ok(moved) => Progress::Rest(done + moved),
-        Err(_) if result == -libc::EAGAIN || result == -libc::EINTR => Progress::Rest(done),
-        Err(_) => Progress::Failed,
     }
 }
 
