@@ -27,6 +27,10 @@ use grace::Graces;
 use std::collections::{BTreeMap, BTreeSet};
 use sweep::Sweep;
 
+/// While a flush is under way no more is sent than this many times what a flush is due after: what is not flushed has
+/// to be remembered, and a secondary that never ends its flush would have the memory grow for ever.
+const AHEAD_OF_FLUSH: u64 = 4;
+
 /// Bounds of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -303,7 +307,7 @@ impl Drain {
         }
         let busy = tracking.in_flight() > 0;
         let window = if busy { self.limits.window_yielding } else { self.limits.window };
-        let room = self.cargo.under_way() < self.link.allows(now_ms, window);
+        let room = self.cargo.under_way() < self.link.allows(now_ms, window) && !self.is_ahead_of_flush();
         if room && let Some((slot, segment)) = self.cargo.begin_segment() {
             return Some(Op::Write(slot, segment));
         }

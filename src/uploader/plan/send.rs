@@ -1,6 +1,6 @@
 //! The second half of the drain's decisions: what is read is sent, and what is sent is flushed.
 
-use super::{Drain, Op};
+use super::{AHEAD_OF_FLUSH, Drain, Op};
 use crate::bugs::{Bug, present};
 use crate::geometry::{TrackNo, TrackRange};
 use crate::increment::AbortReason;
@@ -126,6 +126,11 @@ impl Drain {
             || now_ms >= self.unflushed_since_ms + self.limits.flush_ms
     }
 
+    /// Whether as much was acknowledged since the flush under way began as may be remembered.
+    pub(super) fn is_ahead_of_flush(&self) -> bool {
+        self.flushing.is_some() && self.unflushed_bytes >= AHEAD_OF_FLUSH * self.limits.flush_bytes
+    }
+
     pub(super) fn begin_flush(&mut self) -> Op {
         self.graces.begun += 1;
         self.flushing = Some(std::mem::take(&mut self.unflushed));
@@ -156,5 +161,75 @@ impl Drain {
             tracking.mark_out_of_sync(tracks);
         }
         self.unflushed_bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::*;
+    use crate::geometry::Geometry;
+    use crate::memory::Words;
+    use crate::tracking::{Bitmap, Epoch};
+    use std::sync::Arc;
+
+    const TRACK: u64 = 4096;
+    const TRACKS: u64 = 1 << 12;
+    const RUN: u64 = 4;
+    const FLUSH: u64 = 16 * TRACK;
+
+    fn tracking() -> Tracking {
+        let geometry = Geometry::new(TRACKS * TRACK, TRACK).expect("valid");
+        let words = || Words::new(usize::try_from(Bitmap::words_for(TRACKS)).expect("few")).expect("memory");
+        let bitmap = || Bitmap::new(TRACKS, words());
+        let tracking = Tracking::new(geometry, 1, Arc::new(Epoch::new()), [bitmap(), bitmap()]);
+        tracking.out_of_sync().set_all();
+        tracking
+    }
+
+    /// Everything but flushes is answered, until nothing is left to do.
+    fn send_all(drain: &mut Drain, tracking: &Tracking) {
+        loop {
+            let ops: Vec<Op> = std::iter::from_fn(|| drain.poll(0, tracking)).collect();
+            if ops.is_empty() {
+                return;
+            }
+            for op in ops {
+                match op {
+                    Op::Read(slot, _) => drain.read_done(slot, tracking, |_| false),
+                    Op::Write(slot, segment) => drain.write_done(slot, segment, true, 0, tracking),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_flush_that_hangs_bounds_what_is_remembered_and_its_end_lets_the_drain_go_on() {
+        let limits = Limits {
+            window: 4,
+            window_yielding: 4,
+            run_tracks: RUN,
+            flush_bytes: FLUSH,
+            flush_ms: 10,
+            unreadable_max: 64,
+        };
+        let policy = Policy { send_first: false, collision_wait_ms: 1000, bandwidth: 0 };
+        for ok in [true, false] {
+            let (mut drain, tracking) = (Drain::new(limits, policy, 1), tracking());
+            send_all(&mut drain, &tracking);
+            // What was under way when the bound was reached is acknowledged all the same.
+            let most = AHEAD_OF_FLUSH * FLUSH + 4 * RUN * TRACK;
+            assert!((AHEAD_OF_FLUSH * FLUSH..=most).contains(&drain.unflushed_bytes), "{}", drain.unflushed_bytes);
+            let before = drain.totals().bytes;
+            drain.flush_done(ok, 0, &tracking);
+            if !ok {
+                assert_eq!(tracking.out_of_sync().count(), TRACKS, "all that was acknowledged");
+                continue;
+            }
+            // The next flush begins at once, and what it does not cover goes on beside it.
+            send_all(&mut drain, &tracking);
+            assert!(drain.flushing.is_some());
+            assert!(drain.totals().bytes >= before + AHEAD_OF_FLUSH * FLUSH);
+        }
     }
 }
