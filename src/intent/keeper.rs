@@ -26,9 +26,13 @@ use std::ops::Bound;
 
 /// Regions marked ahead that it listens to; the oldest are forgotten, which costs a writer a wait.
 const LISTENING_MAX: usize = 64;
-/// How far the hand goes before messages are looked at again: hot regions, and words of a page.
-const VISITS_MAX: u32 = 1024;
-const WORDS_MAX: usize = 4096;
+/// How far the hand goes at a time, in hot regions and pages, and how long it rests then, in milliseconds: going round
+/// a volume of which everything is hot, through its first copy say, takes a quarter of a second for each TiB and next
+/// to no time of the processor.
+const VISITS_MAX: u32 = 4096;
+const REST_MS: u64 = 4;
+/// Regions that were cooled are not kept longer than this before they are cleared, in milliseconds.
+const GATHER_MS: u64 = 1000;
 
 /// Bounds of a keeper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,8 +106,9 @@ pub struct Keeper {
     cooled: Vec<RegionNo>,
     grace: Option<u64>,
     graces: u64,
-    /// How often tracks had been put back before the first of them was cooled.
+    /// How often tracks had been put back before the first of them was cooled, and when that was.
     put_back: u64,
+    cooled_ms: u64,
     wakes: Queues,
     figures: Figures,
 }
@@ -129,6 +134,7 @@ impl Keeper {
             grace: None,
             graces: 0,
             put_back: 0,
+            cooled_ms: 0,
             wakes: Queues::default(),
             figures: Figures::default(),
         };
@@ -289,8 +295,11 @@ impl Keeper {
         if self.sweep.rests() {
             self.sweep.begin(now_ms, regions.count(), self.excess(), self.limits.idle_ms);
         }
-        self.go_round(regions, tracking);
-        if self.cooled.is_empty() || self.cooled.len() < self.limits.batch && !self.sweep.rests() {
+        if now_ms >= self.sweep.goes_on_ms {
+            self.go_round(now_ms, regions, tracking);
+        }
+        let gathers = self.cooled.len() < self.limits.batch && now_ms < self.cooled_ms + GATHER_MS;
+        if self.cooled.is_empty() || gathers && !self.sweep.rests() {
             return None;
         }
         self.graces += 1;
@@ -303,7 +312,8 @@ impl Keeper {
         if self.figures.failed || self.grace.is_some() || self.figures.hot == 0 {
             return None;
         }
-        Some(if self.sweep.rests() { self.sweep.due_ms(self.excess()).max(now_ms + 1) } else { now_ms })
+        let due_ms = if self.sweep.rests() { self.sweep.due_ms(self.excess()) } else { self.sweep.goes_on_ms };
+        Some(due_ms.max(now_ms + 1))
     }
 
     fn excess(&self) -> u64 {
@@ -359,29 +369,31 @@ impl Keeper {
     // Clearing.
 
     /// Goes round, a little, and cools what was not used and holds no mark.
-    fn go_round(&mut self, regions: &Regions, tracking: &Tracking) {
+    fn go_round(&mut self, now_ms: u64, regions: &Regions, tracking: &Tracking) {
         let count = regions.count();
         for _ in 0..VISITS_MAX {
             if self.sweep.rests() || self.cooled.len() >= self.limits.batch {
                 return;
             }
-            let page = &self.pages[place(self.page_of(self.sweep.hand))];
-            match page.next_set(self.sweep.hand, WORDS_MAX) {
-                Ok(region) => {
-                    if region.0 - self.sweep.hand.0 < self.sweep.left && self.cool(region, regions, tracking) {
-                        self.sweep.found();
-                    }
-                    self.sweep.pass(RegionNo(region.0 + 1), count);
-                }
-                Err(end) => return self.sweep.pass(RegionNo(end.0.min(count)), count),
+            let page = self.page_of(self.sweep.hand);
+            let Some(region) = self.pages[place(page)].next_set(self.sweep.hand) else {
+                let end = (page.0 + 1) * self.regions_per_page;
+                self.sweep.pass(RegionNo(end.min(count)), count);
+                continue;
+            };
+            let near = region.0 - self.sweep.hand.0 < self.sweep.left;
+            if near && self.cool(region, now_ms, regions, tracking) {
+                self.sweep.found();
             }
+            self.sweep.pass(RegionNo(region.0 + 1), count);
         }
+        self.sweep.goes_on_ms = now_ms + REST_MS;
     }
 
-    fn cool(&mut self, region: RegionNo, regions: &Regions, tracking: &Tracking) -> bool {
+    fn cool(&mut self, region: RegionNo, now_ms: u64, regions: &Regions, tracking: &Tracking) -> bool {
         let tracks = regions.tracks(region);
         if self.cooled.is_empty() {
-            self.put_back = tracking.put_back();
+            (self.put_back, self.cooled_ms) = (tracking.put_back(), now_ms);
         }
         if !regions.is_hot(region)
             || regions.take_used(region) && !present(Bug::ClearedWhilePinned)

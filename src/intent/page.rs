@@ -61,18 +61,18 @@ impl Page {
         }
     }
 
-    /// The first set bit that is not before `from` and lies in the next so many words; else how far it has looked.
-    pub fn next_set(&self, from: RegionNo, words_max: usize) -> Result<RegionNo, RegionNo> {
+    /// The first set bit that is not before `from`.
+    pub fn next_set(&self, from: RegionNo) -> Option<RegionNo> {
         let (first, bit) = self.place(from);
         let mut mask = !(bit - 1);
-        for (word, bits) in self.bits.iter().enumerate().skip(first).take(words_max) {
+        for (word, bits) in self.bits.iter().enumerate().skip(first) {
             let ahead = bits & mask;
             if ahead != 0 {
-                return Ok(RegionNo(self.first.0 + word as u64 * 64 + u64::from(ahead.trailing_zeros())));
+                return Some(RegionNo(self.first.0 + word as u64 * 64 + u64::from(ahead.trailing_zeros())));
             }
             mask = u64::MAX;
         }
-        Err(RegionNo(self.first.0 + (first + words_max).min(self.bits.len()) as u64 * 64))
+        None
     }
 
     /// Whether media differs from what it is to show, and no write under way will change that.

@@ -11,6 +11,8 @@ pub(super) struct Sweep {
     pub left: u64,
     /// Regions that it is to cool before it rests.
     pub wanted: u64,
+    /// When the hand goes on after a stretch, in milliseconds.
+    pub goes_on_ms: u64,
     /// When the next round begins by itself, and when one may begin because too many are hot, in milliseconds.
     pub idle_at_ms: u64,
     pub pressed_at_ms: u64,
@@ -27,6 +29,7 @@ impl Sweep {
             hand: RegionNo(0),
             left: 0,
             wanted: 0,
+            goes_on_ms: 0,
             idle_at_ms: idle_ms,
             pressed_at_ms: 0,
             pressed_pause_ms: PRESSED_MS,

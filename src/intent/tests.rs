@@ -282,6 +282,44 @@ fn beyond_the_bound_the_least_used_are_cleared_and_marked_ones_stay() {
 }
 
 #[test]
+fn a_huge_volume_is_gone_round_in_stretches() {
+    let count = 20_000;
+    let mut bench = bench(count, LIMITS, &[u64::MAX; 20_000_usize.div_ceil(64)]);
+    let used = |bench: &Bench| range(0, count).iter().filter(|region| bench.regions.is_used(*region)).count();
+    bench.regions.pin(range(0, count));
+    bench.regions.unpin(range(0, count));
+    bench.tracking.out_of_sync().set_all();
+    bench.now_ms = LIMITS.idle_ms;
+    let mut stretches = 0;
+    while used(&bench) > 0 {
+        let before = used(&bench);
+        bench.poll();
+        bench.poll();
+        let passed = before - used(&bench);
+        assert!((1..=4096).contains(&passed), "{passed} regions at once");
+        stretches += 1;
+        let wake_ms = bench.keeper.wake_at(bench.now_ms).expect("it goes on");
+        assert!((1..=10).contains(&(wake_ms - bench.now_ms)), "neither without a rest nor for long");
+        bench.now_ms = wake_ms;
+    }
+    assert!((5..=10).contains(&stretches), "{stretches}");
+}
+
+#[test]
+fn what_is_cooled_does_not_wait_for_the_end_of_a_long_round() {
+    let count = 300 * 4096;
+    let mut bench = bench(count, LIMITS, &vec![u64::MAX; 300 * 4096 / 64]);
+    for region in range(1, count - 1).iter() {
+        bench.tracking.mark_out_of_sync(bench.regions.tracks(region));
+    }
+    let mut now_ms = LIMITS.idle_ms;
+    while bench.keeper.poll(now_ms, &bench.regions, &bench.tracking).is_none() {
+        now_ms = bench.keeper.wake_at(now_ms).expect("it goes on");
+        assert!(now_ms <= LIMITS.idle_ms + 1010, "no grace for region 0");
+    }
+}
+
+#[test]
 fn a_sequential_writer_waits_once() {
     let mut bench = bench(60, Limits { ahead: 8, hot_max: 100, ..LIMITS }, &[]);
     let mut waited = 0;
