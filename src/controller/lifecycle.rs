@@ -290,8 +290,7 @@ impl Controller {
             // After a failure nothing is read again: the metadata may hang.
             let result = volume.down(ending == Ending::KeepDevice).map_err(Failure::from).and_then(|tracks| {
                 let media = media.ok_or_else(|| Failure::new(FailureKind::Failed, "its metadata is not open"))?;
-                let superblock = media.end(&tracks, incomplete && !tracks.is_empty())?;
-                Ok(Box::new(Known::new(superblock, &media.recovery()?)))
+                Ok(Box::new(media::end(&media, tracks, incomplete)?))
             });
             let _ = notes.send(Note::Down(name, result, reply));
         });

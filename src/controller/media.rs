@@ -9,13 +9,19 @@ use crate::metadata::inspect::inspect;
 use crate::metadata::layout::Layout;
 use crate::metadata::media::{Media, REGION_BYTES, Recovery, Slots, Way};
 use crate::metadata::superblock::{Fault, Superblock};
-use crate::metadata::{MetadataError, Side};
+use crate::metadata::{MetadataError, Side, Tracks};
 use crate::storage::{self, Device, ErrorKind, OpenError, Options, SecondaryOptions};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+/// How often one who waits for metadata looks whether it hangs.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
@@ -34,7 +40,7 @@ impl From<OpenError> for Failure {
 impl From<MetadataError> for Failure {
     fn from(error: MetadataError) -> Self {
         let kind = match error {
-            MetadataError::Io { .. } => FailureKind::Io,
+            MetadataError::Io { .. } | MetadataError::Stalled { .. } => FailureKind::Io,
             MetadataError::Occupied { .. } => FailureKind::Unsafe,
             _ => FailureKind::Failed,
         };
@@ -204,6 +210,30 @@ fn room(path: &Path, name: &str, device: &Device, force: bool) -> Result<u64, Fa
     if force { Ok(last) } else { Err(MetadataError::Occupied { path: path.to_owned(), what }.into()) }
 }
 
+/// Stores the clean stop of a volume, and says what is known of it then. Where the metadata hangs that goes on on a
+/// thread of its own, which keeps it locked (H23), and nobody waits for it.
+pub(super) fn end(media: &Arc<Media>, tracks: Tracks, incomplete: bool) -> Result<Known, Failure> {
+    let (done, ended) = mpsc::channel();
+    let ending = media.clone();
+    let end = move || {
+        let superblock = ending.end(&tracks, incomplete && !tracks.is_empty());
+        let known = superblock.and_then(|superblock| Ok(Known::new(superblock, &ending.recovery()?)));
+        // Who hears of it may open it.
+        drop(ending);
+        let _ = done.send(known);
+    };
+    let failed =
+        |why: &dyn ToString| Failure::new(FailureKind::Failed, format!("its stop was not stored: {}", why.to_string()));
+    thread::Builder::new().name("metadata-end".to_owned()).spawn(end).map_err(|error| failed(&error))?;
+    loop {
+        match ended.recv_timeout(LOOK_AGAIN) {
+            Ok(known) => return Ok(known?),
+            Err(RecvTimeoutError::Timeout) => media.answers()?,
+            Err(RecvTimeoutError::Disconnected) => return Err(failed(&"its thread has panicked")),
+        }
+    }
+}
+
 /// Forgets the metadata of a volume: a file of our own is removed, of any other place only the superblock.
 pub(super) fn remove(config: &Config, name: &str, volume: &VolumeConfig, own: Vec<u32>) -> Result<(), Failure> {
     let path = config.metadata_path(name, volume);
@@ -240,4 +270,78 @@ fn io_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
         _ => FailureKind::Io,
     };
     Failure::new(kind, format!("{}: {doing} it failed: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::STALL;
+    use crate::metadata::medium::Medium;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::time::Instant;
+
+    /// A disk in memory that answers nothing while it hangs.
+    #[derive(Debug)]
+    struct Disk {
+        content: Mutex<Vec<u8>>,
+        hangs: AtomicBool,
+    }
+
+    impl Disk {
+        fn at<T>(&self, offset: u64, length: usize, what: impl FnOnce(&mut [u8]) -> T) -> io::Result<T> {
+            while self.hangs.load(SeqCst) {
+                thread::sleep(Duration::from_millis(10));
+            }
+            let start = usize::try_from(offset).map_err(io::Error::other)?;
+            Ok(what(&mut self.content.lock().expect("no panic")[start..start + length]))
+        }
+    }
+
+    impl Medium for Disk {
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+            self.at(offset, buffer.len(), |content| buffer.copy_from_slice(content))
+        }
+
+        fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+            self.at(offset, bytes.len(), |content| content.copy_from_slice(bytes))
+        }
+
+        fn write_lazily(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+            self.write(offset, bytes)
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stop_is_not_waited_for_where_metadata_hangs_and_is_stored_once_it_answers() {
+        let geometry = Geometry::new(64 << 20, 65536).expect("valid");
+        let bytes = usize::try_from(Layout::new(&geometry, REGION_BYTES).bytes()).expect("small");
+        let disk = Arc::new(Disk { content: Mutex::new(vec![0; bytes]), hangs: AtomicBool::new(false) });
+        let side = || Side { identity: String::new(), size: 64 << 20 };
+        let superblock = Superblock::new([7; 16], "v", [side(), side(), side()], &geometry, 4 << 20);
+        let media = Arc::new(Media::format(Path::new("/m"), disk.clone(), superblock).expect("made"));
+        media.begin(&media.recovery().expect("read"), true).expect("begun");
+        assert_eq!(media.stalled(), None);
+
+        disk.hangs.store(true, SeqCst);
+        let (done, ended) = mpsc::channel();
+        let ending = media.clone();
+        thread::spawn(move || drop(done.send(end(&ending, [5].into_iter().collect(), false))));
+        let failure = ended.recv_timeout(2 * STALL).expect("nobody waits for ever").expect_err("it hangs");
+        let expected = "\"/m\" has not answered for 5 s; see to its disk";
+        assert!(failure.kind == FailureKind::Io && failure.message.starts_with(expected), "{failure}");
+        assert!(media.stalled().is_some_and(|silence| silence > STALL));
+
+        disk.hangs.store(false, SeqCst);
+        let began = Instant::now();
+        while !media.superblock().clean {
+            assert!(began.elapsed() < STALL, "it was stored after all");
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!((media.recovery().expect("read").tracks.count(), media.stalled()), (1, None));
+    }
 }

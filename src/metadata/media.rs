@@ -14,6 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::bugs::{Bug, present};
 
@@ -21,6 +22,7 @@ use super::layout::{PAGE_BYTES, SLOTS};
 use super::medium::{CHUNK_BYTES, Chunk, Medium, Page};
 use super::superblock::{Fault, Superblock};
 use super::tracks::Tracks;
+use super::watch::Watched;
 use super::{MetadataError, Side, pages, saved};
 
 pub use super::layout::{REGION_BYTES, REGIONS_PER_PAGE, WORDS_PER_PAGE};
@@ -153,7 +155,7 @@ struct Stored {
 #[derive(Debug)]
 pub struct Media {
     path: PathBuf,
-    medium: Arc<dyn Medium>,
+    medium: Arc<Watched>,
     failed: Arc<AtomicBool>,
     stored: Mutex<Stored>,
 }
@@ -179,6 +181,7 @@ impl Media {
         }
         medium.flush().map_err(failed("flushing the intent pages"))?;
         let stored = Mutex::new(Stored { superblock, slot: 1 });
+        let medium = Arc::new(Watched::new(medium));
         let media = Self { path: path.to_owned(), medium, failed: Arc::default(), stored };
         media.update(|_| {})?;
         Ok(media)
@@ -190,6 +193,7 @@ impl Media {
         let failed = |source| MetadataError::Io { path: path.to_owned(), doing: "reading the superblock", source };
         let (slot, superblock) = read.map_err(failed)?.map_err(|fault| fault.at(path))?;
         let stored = Mutex::new(Stored { superblock, slot });
+        let medium = Arc::new(Watched::new(medium));
         Ok(Self { path: path.to_owned(), medium, failed: Arc::default(), stored })
     }
 
@@ -205,6 +209,19 @@ impl Media {
     /// Whether a write has failed: the volume cannot be stopped cleanly any more.
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst)
+    }
+
+    /// For how long it has not answered, if that is so long that it may never.
+    pub fn stalled(&self) -> Option<Duration> {
+        self.medium.stalled()
+    }
+
+    /// An error if it is stalled.
+    pub fn answers(&self) -> Result<(), MetadataError> {
+        match self.stalled() {
+            Some(waited) => Err(MetadataError::Stalled { path: self.path.clone(), waited_s: waited.as_secs() }),
+            None => Ok(()),
+        }
     }
 
     /// For the thread that writes intent pages.

@@ -16,8 +16,10 @@ pub mod pages;
 mod saved;
 pub mod superblock;
 pub mod tracks;
+mod watch;
 
 pub use tracks::Tracks;
+pub use watch::STALL;
 
 use superblock::Fault;
 
@@ -66,6 +68,11 @@ pub enum MetadataError {
     Empty { path: PathBuf },
     #[error("{path:?} uses features (bits {bits:#x}) that this farpoint does not know; use the farpoint that wrote it")]
     Features { path: PathBuf, bits: u32 },
+    #[error(
+        "{path:?} has not answered for {waited_s} s; see to its disk and the kernel's log (dmesg); it stays locked \
+         until it answers"
+    )]
+    Stalled { path: PathBuf, waited_s: u64 },
     #[error("{path:?}: nothing is written any more since an earlier write failed; take the volume down and up again")]
     Final { path: PathBuf },
     #[error("the volume's name and the identities of its devices are too long together; use a shorter name")]

@@ -8,6 +8,7 @@ use crate::doorbell::Doorbell;
 use crate::frontend::Shared;
 use crate::intent::{Figures, Keeper, Limits, Message, Op, PageNo, Queues, REGION_SIZE_DEFAULT, Regions};
 use crate::memory::Words;
+use crate::metadata::STALL;
 use crate::metadata::layout::REGIONS_PER_PAGE;
 use crate::metadata::pages::IntentArea;
 use crate::storage::process;
@@ -22,9 +23,6 @@ use std::time::{Duration, Instant};
 
 /// Longest sleep, in milliseconds.
 const SLEEP_MS_MAX: u64 = 10_000;
-/// A page write that takes longer than this, in milliseconds, is taken for one that never ends when the volume goes
-/// down.
-const HANG_MS: u64 = 5_000;
 
 /// Where the pages of the intent lie.
 pub trait Pages: Send {
@@ -73,7 +71,7 @@ impl IntentStatus {
     /// Whether a page write takes so long that nobody should wait for it any more.
     pub fn hangs(&self, began: Instant) -> bool {
         let since_ms = self.writing_since_ms.load(SeqCst);
-        since_ms != 0 && now_ms(began) > since_ms + HANG_MS
+        since_ms != 0 && Duration::from_millis(now_ms(began).saturating_sub(since_ms)) > STALL
     }
 }
 
@@ -145,7 +143,7 @@ impl Kept {
             while !thread.is_finished() {
                 if self.status.hangs(self.shared.began) {
                     // It ends when the device answers; until then it keeps the metadata locked (H23).
-                    return Err(VolumeError::Metadata);
+                    return Err(VolumeError::MetadataStalled);
                 }
                 thread::sleep(ATTEND / 10);
             }

@@ -84,6 +84,11 @@ pub enum VolumeError {
     Doubt,
     #[error("the metadata could not be written, so that the next start has to take the volume as unclean")]
     Metadata,
+    #[error(
+        "the metadata does not answer; see to its disk and the kernel's log (dmesg); it stays locked until it answers, \
+         and the next start has to take the volume as unclean"
+    )]
+    MetadataStalled,
     #[error("cannot start the drain: {0}; see whether memory, files or threads have run out")]
     Drain(io::Error),
     #[error("the drain has ended by itself: {0}")]
@@ -100,7 +105,7 @@ impl VolumeError {
         match self {
             Self::Geometry(_) | Self::Memory(_) | Self::Drain(_) | Self::Keeper(_) => false,
             Self::Device(error) => error.may_have_served(),
-            Self::Ended(_) | Self::Flush(_) | Self::Metadata | Self::Doubt => true,
+            Self::Ended(_) | Self::Flush(_) | Self::Metadata | Self::MetadataStalled | Self::Doubt => true,
         }
     }
 }
