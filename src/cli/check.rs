@@ -81,6 +81,10 @@ fn judge_volume(volume: &VolumeReport, lag_max: Duration) -> (Verdict, String) {
         _ if volume.metadata_failed => {
             said(Verdict::Critical, "metadata failed; it cannot be stopped cleanly".to_owned())
         }
+        _ if volume.metadata_stalled_s.is_some() => {
+            let silent = volume.metadata_stalled_s.unwrap_or_default();
+            said(Verdict::Critical, format!("metadata has not answered for {}", units::seconds(silent)))
+        }
         _ if volume.unreadable_tracks > 0 => {
             said(Verdict::Critical, format!("has {} unreadable tracks", volume.unreadable_tracks))
         }
@@ -117,6 +121,7 @@ mod tests {
             secondary: "/dev/b".into(),
             metadata: "/m".into(),
             metadata_failed: false,
+            metadata_stalled_s: None,
             recovered_regions: 0,
             hot_regions: 0,
             damaged_pages: 0,
@@ -151,7 +156,7 @@ mod tests {
     #[test]
     fn each_trouble_has_its_verdict() {
         type Trouble = fn(&mut VolumeReport);
-        let table: [(Trouble, Verdict, &str); 13] = [
+        let table: [(Trouble, Verdict, &str); 14] = [
             (|_| {}, Verdict::Healthy, "OK - 1 volume, lag 0.5s"),
             (|v| v.state = VolumeState::Failed, Verdict::Critical, "CRITICAL - v failed"),
             (|v| v.state = VolumeState::Waiting, Verdict::Critical, "CRITICAL - v waits to be taken back"),
@@ -164,6 +169,11 @@ mod tests {
                 |v| v.metadata_failed = true,
                 Verdict::Critical,
                 "CRITICAL - v metadata failed; it cannot be stopped cleanly",
+            ),
+            (
+                |v| v.metadata_stalled_s = Some(7.5),
+                Verdict::Critical,
+                "CRITICAL - v metadata has not answered for 7.5s",
             ),
             (|v| v.unreadable_tracks = 2, Verdict::Critical, "CRITICAL - v has 2 unreadable tracks"),
             (|v| v.full_copy_needed = true, Verdict::Degraded, "WARNING - v has no full copy yet"),

@@ -86,6 +86,9 @@ fn render_volume(lines: &mut Lines, volume: &VolumeReport, colored: bool) {
     if volume.metadata_failed {
         lines.raw("metadata-state", &paint("failed", RED, colored));
     }
+    if let Some(silent) = volume.metadata_stalled_s {
+        lines.raw("metadata-stalled", &paint(&units::seconds(silent), RED, colored));
+    }
     if volume.recovered_regions > 0 {
         lines.raw("recovered-regions", &volume.recovered_regions.to_string());
     }

@@ -50,6 +50,15 @@ impl Waiting {
     }
 }
 
+/// What is in the log already.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// That the volume has broken.
+    pub broken: bool,
+    /// That its metadata does not answer.
+    stalled: bool,
+}
+
 /// A volume.
 pub(super) struct Entry {
     pub id: VolumeId,
@@ -71,8 +80,7 @@ pub(super) struct Entry {
     pub last_abort: Option<String>,
     /// What was not as it should be when it came up.
     pub warnings: Vec<String>,
-    /// That it has broken is in the log.
-    pub told: bool,
+    pub told: Told,
     /// Its configuration file is being written.
     pub writing: bool,
     /// Every track has to be copied once before the secondary is usable.
@@ -122,7 +130,7 @@ impl Entry {
             last_complete: None,
             last_abort: None,
             warnings: Vec::new(),
-            told: false,
+            told: Told::default(),
             writing: false,
             completed: 0,
             aborted: 0,
@@ -150,6 +158,16 @@ impl Entry {
                     tracing::error!("{error}");
                 }
             });
+        }
+    }
+
+    /// Logs that the metadata does not answer, and that it does again.
+    pub fn watch_metadata(&mut self, name: &str) {
+        let silence = self.media.as_ref().and_then(|media| media.answers().err());
+        match (&silence, std::mem::replace(&mut self.told.stalled, silence.is_some())) {
+            (Some(silence), false) => tracing::warn!("{name}: writes to regions that are not hot wait: {silence}"),
+            (None, true) if self.media.is_some() => tracing::info!("{name}: the metadata answers again"),
+            _ => {}
         }
     }
 

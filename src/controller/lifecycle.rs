@@ -3,7 +3,7 @@
 
 use super::api::{Create, Done, Down, Failure, FailureKind, Response, UpReply};
 use super::config::{MetadataErrorPolicy, VolumeConfig};
-use super::entry::{Entry, Phase};
+use super::entry::{Entry, Phase, Told};
 use super::limits::MIB;
 use super::media::{self, Known};
 use super::{Controller, Note, Reply, answer, need};
@@ -197,7 +197,7 @@ impl Controller {
                 entry.media = Some(media);
                 entry.phase = Phase::Up(volume);
                 entry.waiting = None;
-                entry.told = false;
+                entry.told = Told::default();
                 answer(reply, Ok(Response::Up(UpReply { volume: name.to_owned(), device, warnings })));
             }
             Err((failure, known)) => {

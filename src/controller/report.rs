@@ -93,6 +93,7 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
         secondary: entry.config.secondary.display().to_string(),
         metadata: entry.media_path.display().to_string(),
         metadata_failed: false,
+        metadata_stalled_s: None,
         recovered_regions: known.recovered(),
         hot_regions: known.hot_regions,
         damaged_pages: known.damaged_pages,
@@ -130,6 +131,7 @@ fn fill(report: &mut VolumeReport, volume: &Volume, entry: &Entry, began: Instan
     report.link = link(&figures);
     report.hot_regions = volume.intent().hot;
     report.metadata_failed = entry.media.as_ref().is_some_and(|media| media.has_failed());
+    report.metadata_stalled_s = entry.media.as_ref().and_then(|media| media.stalled()).map(|time| time.as_secs_f64());
     report.out_of_sync_tracks = tracking.out_of_sync().count();
     report.out_of_sync_bytes = geometry.bytes_of(report.out_of_sync_tracks);
     report.recorded_tracks = tracking.change_recording().count();

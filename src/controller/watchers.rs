@@ -65,7 +65,8 @@ impl Controller {
         let now = Instant::now();
         self.give_up_for_the_broken();
         self.try_again();
-        for entry in self.volumes.values_mut() {
+        for (name, entry) in &mut self.volumes {
+            entry.watch_metadata(name);
             let seen = entry.running().map(|volume| (volume.figures().totals.bytes, volume.tracking().in_sync()));
             let Ok((bytes, in_sync)) = seen else { continue };
             entry.rate.update(now, bytes);
@@ -96,7 +97,7 @@ impl Controller {
         for (name, entry) in &mut self.volumes {
             let Phase::Up(volume) = &entry.phase else { continue };
             let Some(why) = volume.broken() else { continue };
-            if !std::mem::replace(&mut entry.told, true) {
+            if !std::mem::replace(&mut entry.told.broken, true) {
                 tracing::error!("{name} has failed: {}", broken(why));
             }
             if entry.increment.is_some() {
@@ -218,6 +219,11 @@ fn holds(until: Until, report: &VolumeReport) -> bool {
 fn fields(report: &VolumeReport, counters: bool) -> Fields {
     let number = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
     let yes = |value: bool| if value { "yes" } else { "no" }.to_owned();
+    let metadata = match report.metadata_stalled_s {
+        _ if report.metadata_failed => "failed",
+        Some(_) => "stalled",
+        None => "ok",
+    };
     let mut fields = vec![
         ("state", report.state.word().to_owned()),
         ("device", report.device.clone().unwrap_or_else(|| "-".to_owned())),
@@ -228,7 +234,7 @@ fn fields(report: &VolumeReport, counters: bool) -> Fields {
         ("aborted", report.counters.increments_aborted.to_string()),
         ("full-copy-needed", yes(report.full_copy_needed)),
         ("recovered-regions", report.recovered_regions.to_string()),
-        ("metadata", if report.metadata_failed { "failed" } else { "ok" }.to_owned()),
+        ("metadata", metadata.to_owned()),
     ];
     if counters {
         fields.extend([

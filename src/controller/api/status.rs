@@ -98,6 +98,8 @@ pub struct VolumeReport {
     pub metadata: String,
     /// A write of the metadata has failed: the volume cannot be stopped cleanly any more.
     pub metadata_failed: bool,
+    /// For how long the metadata has owed an answer, if that is longer than 5 s: it may never come.
+    pub metadata_stalled_s: Option<f64>,
     /// Regions copied again since the last start because the stop before it was not clean.
     pub recovered_regions: u64,
     /// Regions that media shows hot: what would be copied again if the daemon were killed now.
