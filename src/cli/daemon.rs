@@ -15,6 +15,9 @@ use crate::controller::api::{Failure, FailureKind};
 use crate::controller::call::CALLS_MAX;
 use crate::controller::{self, Controller};
 
+/// How long what nobody waits for may take once everything else has ended: notes in the metadata that spare copying.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 pub(super) fn run(context: &Context) -> Outcome {
     let config = context.config()?;
     let _mounts = controller::prepare_process();
@@ -22,7 +25,7 @@ pub(super) fn run(context: &Context) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(FailureKind::Failed, format!("cannot start the control thread: {error}")))?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         // First the socket: its lock keeps a second daemon from touching the volumes of the first.
         let server = Server::bind(&config.daemon)?;
         let (sender, calls) = mpsc::channel(CALLS_MAX);
@@ -41,7 +44,10 @@ pub(super) fn run(context: &Context) -> Outcome {
         // Only when it is dropped are the socket and its lock given back.
         let _ = serving.await;
         result
-    })?;
+    });
+    // What still waits for a disk that hangs is not waited for.
+    runtime.shutdown_timeout(LAST_WORDS);
+    served?;
     Ok(0)
 }
 

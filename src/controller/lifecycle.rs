@@ -6,7 +6,7 @@ use super::config::{MetadataErrorPolicy, VolumeConfig};
 use super::entry::{Entry, Phase, Told};
 use super::limits::MIB;
 use super::media::{self, Known};
-use super::{Controller, Note, Reply, answer, need};
+use super::{Controller, Note, Reply, answer, need, unanswered};
 use crate::frontend::{leftovers, openers};
 use crate::group::VolumeId;
 use crate::metadata::media::{Media, Recovery, Way};
@@ -17,15 +17,19 @@ use crate::uploader::Report;
 use crate::volume::{Intent, Marks, Spec, Volume, VolumeError};
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout_at;
 
 impl From<VolumeError> for Failure {
     fn from(error: VolumeError) -> Self {
         Self::new(FailureKind::Failed, error.to_string())
     }
 }
+
+/// How long the start waits for metadata that does not answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A volume's description and what is known of it.
 pub(super) type Described = (Box<VolumeConfig>, Box<Known>);
@@ -68,24 +72,66 @@ pub(super) fn unused(device: &str) -> Result<(), Failure> {
 }
 
 impl Controller {
-    /// Volumes that were created before: those with metadata.
-    pub(super) fn load_known(&mut self) -> Result<(), Failure> {
+    /// Volumes that were created before: those with metadata. One whose metadata does not answer keeps nobody: it
+    /// becomes known when it does.
+    pub(super) async fn load_known(&mut self, notes: &mut mpsc::UnboundedReceiver<Note>) -> Result<(), Failure> {
         let directory = &self.config.daemon.state_dir;
         std::fs::create_dir_all(directory)
             .map_err(|error| Failure::new(FailureKind::Io, format!("cannot make {}: {error}", directory.display())))?;
         for name in self.config.volume_names()? {
-            let volume = self.config.volume(&name);
-            match volume.and_then(|volume| Ok((media::look(&self.config.metadata_path(&name, &volume))?, volume))) {
-                Ok((Some(known), volume)) => self.add(name, volume, known),
-                Ok((None, volume)) => tracing::warn!(
-                    "{name}: there is no metadata at {}; attach what it is on and restart the daemon, or create the \
-                     volume if it never was",
-                    self.config.metadata_path(&name, &volume).display()
-                ),
-                Err(failure) => tracing::error!("{name}: left out: {failure}; then restart the daemon"),
-            }
+            self.look(name);
+        }
+        let until = tokio::time::Instant::now() + PATIENCE;
+        while !self.looking.is_empty() {
+            let Ok(Some(note)) = timeout_at(until, notes.recv()).await else { break };
+            self.note(note);
+        }
+        for name in &self.looking {
+            tracing::warn!("{}", unanswered(name));
         }
         Ok(())
+    }
+
+    /// Looks for a volume's metadata.
+    pub(super) fn look(&mut self, name: String) {
+        if self.volumes.contains_key(&name) || !self.looking.insert(name.clone()) {
+            return;
+        }
+        let (config, notes) = (self.config.clone(), self.notes.clone());
+        spawn_blocking(move || {
+            let found = config.volume(&name).and_then(|volume| {
+                let path = config.metadata_path(&name, &volume);
+                let missing = || {
+                    let path = path.display();
+                    let why = format!(
+                        "there is no metadata at {path}; attach what it is on, or create the volume if it never was"
+                    );
+                    Failure::new(FailureKind::NotFound, why)
+                };
+                Ok((media::look(&path)?.ok_or_else(missing)?, volume))
+            });
+            let _ = notes.send(Note::Looked(name, found.map(|(known, volume)| (Box::new(volume), Box::new(known)))));
+        });
+    }
+
+    pub(super) fn looked(&mut self, name: String, found: Result<Described, Failure>) {
+        self.looking.remove(&name);
+        match found {
+            Ok(_) if self.volumes.contains_key(&name) || self.creating.contains(&name) => {}
+            Ok((volume, known)) => {
+                if self.left_out.remove(&name) {
+                    tracing::info!("{name}: it is known again");
+                }
+                self.add(name, *volume, *known);
+                // A device that waits for a volume that was not known may be its own.
+                self.strangers = self.strangers.map(|_| Instant::now());
+            }
+            Err(failure) => {
+                if self.left_out.insert(name.clone()) {
+                    tracing::warn!("{name}: left out: {failure}; then restart the daemon");
+                }
+            }
+        }
     }
 
     pub(super) fn add(&mut self, name: String, config: VolumeConfig, known: Known) {

@@ -49,8 +49,10 @@ enum Note {
     Created(String, Result<lifecycle::Described, Failure>, Reply),
     Up(String, Result<lifecycle::IsUp, lifecycle::Failed>, Reply),
     Free(String, Result<(), Failure>, Reply),
-    /// Volumes that were left out, and the devices there are.
-    Found(Vec<(String, config::VolumeConfig, media::Known)>, std::io::Result<Vec<leftovers::Leftover>>),
+    /// What is known of a volume, or why it is left out.
+    Looked(String, Result<lifecycle::Described, Failure>),
+    /// The volumes that have a file, and the devices there are.
+    Found(Vec<String>, std::io::Result<Vec<leftovers::Leftover>>),
     /// A device that waited was removed, or could not be.
     Removed(String, Result<(), Failure>, Reply),
     /// The devices there are, to be listed, or to remove one of them.
@@ -73,6 +75,9 @@ pub struct Controller {
     volumes: BTreeMap<String, Entry>,
     /// Volumes that are being created.
     creating: BTreeSet<String>,
+    /// Volumes whose metadata is being looked for, and those that were left out, which is in the log.
+    looking: BTreeSet<String>,
+    left_out: BTreeSet<String>,
     /// A device waits for a volume that is not known: when it is looked for again.
     strangers: Option<Instant>,
     increments: BTreeMap<IncrementNo, Running>,
@@ -113,6 +118,8 @@ impl Controller {
             features: None,
             volumes: BTreeMap::new(),
             creating: BTreeSet::new(),
+            looking: BTreeSet::new(),
+            left_out: BTreeSet::new(),
             strangers: None,
             increments: BTreeMap::new(),
             watchers: Watchers::default(),
@@ -128,7 +135,7 @@ impl Controller {
         let (sender, mut notes) = mpsc::unbounded_channel();
         self.notes = sender;
         self.features = spawn_blocking(features::probe).await.unwrap_or(None);
-        self.load_known()?;
+        self.load_known(&mut notes).await?;
         self.take_back().await;
         let signal = |kind| {
             tokio::signal::unix::signal(kind).map_err(|error| {
@@ -189,7 +196,8 @@ impl Controller {
             Note::Timer(number, event) => self.timer(number, event),
             Note::Created(name, result, reply) => self.created(&name, result, reply),
             Note::Up(name, result, reply) => self.is_up(&name, result, reply),
-            Note::Found(volumes, devices) => self.found(volumes, devices),
+            Note::Looked(name, found) => self.looked(name, found),
+            Note::Found(names, devices) => self.found(names, devices),
             Note::Removed(name, result, reply) => self.removed(&name, result, reply),
             Note::Devices(found, reply) => self.listed(found, reply),
             Note::ToRemove(remove, found, reply) => self.to_remove(&remove, found, reply),
@@ -203,11 +211,20 @@ impl Controller {
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, Failure> {
-        self.volumes.get(name).ok_or_else(|| not_found(name))
+        self.volumes.get(name).ok_or_else(|| self.unknown(name))
     }
 
     fn entry_mut(&mut self, name: &str) -> Result<&mut Entry, Failure> {
+        self.entry(name)?;
         self.volumes.get_mut(name).ok_or_else(|| not_found(name))
+    }
+
+    /// Why there is no such volume.
+    fn unknown(&self, name: &str) -> Failure {
+        if self.looking.contains(name) {
+            return Failure::new(FailureKind::WrongState, unanswered(name));
+        }
+        not_found(name)
     }
 
     fn pause(&mut self, volumes: Vec<String>, paused: bool) -> Result<Response, Failure> {
@@ -259,6 +276,10 @@ impl Controller {
 fn answer(reply: Reply, result: Result<Response, Failure>) {
     // A client that has gone does not want to know.
     let _ = reply.send(result);
+}
+
+fn unanswered(name: &str) -> String {
+    format!("{name}: its metadata does not answer; see to its disk and the kernel's log (dmesg)")
 }
 
 fn not_found(name: &str) -> Failure {

@@ -4,10 +4,8 @@
 //! from anybody.
 
 use super::api::{Done, Failure, FailureKind, Response};
-use super::config::VolumeConfig;
 use super::entry::{Entry, Phase, Waiting};
 use super::lifecycle::{Ending, unused};
-use super::media::{self, Known};
 use super::{Controller, Note, Reply, answer};
 use crate::frontend::leftovers::{self, Leftover};
 use crate::frontend::openers;
@@ -59,26 +57,15 @@ impl Controller {
 
     /// A device waits for a volume that was left out: perhaps its metadata or its file is there again.
     fn look_for_strangers(&self) {
-        let known: Vec<String> = self.volumes.keys().cloned().collect();
         let (config, notes) = (self.config.clone(), self.notes.clone());
         spawn_blocking(move || {
-            let look = |name: String| {
-                let volume = config.volume(&name).ok()?;
-                let known = media::look(&config.metadata_path(&name, &volume)).ok()??;
-                Some((name, volume, known))
-            };
-            let names = config.volume_names().unwrap_or_default().into_iter().filter(|name| !known.contains(name));
-            let volumes = names.filter_map(look).collect();
-            let _ = notes.send(Note::Found(volumes, leftovers::find()));
+            let _ = notes.send(Note::Found(config.volume_names().unwrap_or_default(), leftovers::find()));
         });
     }
 
-    pub(super) fn found(&mut self, volumes: Vec<(String, VolumeConfig, Known)>, devices: io::Result<Vec<Leftover>>) {
-        for (name, volume, known) in volumes {
-            if !self.volumes.contains_key(&name) && !self.creating.contains(&name) {
-                tracing::info!("{name}: it is known again");
-                self.add(name, volume, known);
-            }
+    pub(super) fn found(&mut self, names: Vec<String>, devices: io::Result<Vec<Leftover>>) {
+        for name in names {
+            self.look(name);
         }
         self.claim(devices, true);
     }

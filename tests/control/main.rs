@@ -6,6 +6,7 @@ mod command_line;
 mod daemon;
 mod fake;
 mod hostile;
+mod hung;
 mod metadata;
 mod parser;
 mod rights;
