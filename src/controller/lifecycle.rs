@@ -478,7 +478,7 @@ fn serve(
         Err(error) => {
             // Unless a device may have been there for an instant, nothing has changed: the superblock says so again.
             if !error.may_have_served()
-                && let Err(error) = media.undo(&before)
+                && let Err(error) = media.undo(&before, recovery)
             {
                 tracing::warn!("{}: its clean stop is forgotten: {error}", spec.name);
             }

@@ -304,8 +304,17 @@ impl Media {
         })
     }
 
-    /// Nobody could have written since [`Media::begin`]: the superblock says again what it said `before`.
-    pub fn undo(&self, before: &Superblock) -> Result<Superblock, MetadataError> {
+    /// Nobody could have written since [`Media::begin`], and nobody clears regions any more: media says again what it
+    /// said `before`, when the start began with this `recovery`. The drain may have sent something meanwhile, and
+    /// the keeper cleared its regions: those of the saved tracks have to be hot.
+    pub fn undo(&self, before: &Superblock, recovery: &Recovery) -> Result<Superblock, MetadataError> {
+        let now = pages::read(&*self.medium, &before.layout, before.id, before.regions());
+        let now = now.map_err(|source| self.io("reading the intent pages", source))?;
+        let area = self.intent_area();
+        for page in (0..area.pages()).filter(|page| now.page(*page) != recovery.hot.page(*page)) {
+            let written = area.write(page, recovery.hot.page(page));
+            written.map_err(|source| self.io("writing an intent page", source))?;
+        }
         self.update(|superblock| {
             superblock.clean = before.clean;
             superblock.full_copy_needed = before.full_copy_needed;

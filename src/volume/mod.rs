@@ -195,7 +195,8 @@ impl Volume {
             }),
             Err(error) => {
                 mailbox.tell(Message::Stop);
-                let _ = drain.join();
+                // When both have ended nothing is sent and no region is cleared any more.
+                let _ = (drain.join(), kept.stop());
                 Err(error.into())
             }
         }
