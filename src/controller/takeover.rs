@@ -17,6 +17,16 @@ use tokio::task::spawn_blocking;
 /// How soon the volume of a device that waits is looked for again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// Why a device that waited is not removed.
+fn served(name: &str, device: &Leftover) -> Failure {
+    let why = format!(
+        "{name}: {} is served by another daemon, or the kernel has not ended the last one yet; take the volume down \
+         there, or try again",
+        device.path()
+    );
+    Failure::new(FailureKind::WrongState, why)
+}
+
 impl Controller {
     /// At the start: takes back every device that waits for a volume of ours. Others are left alone, whoever they
     /// belong to: a volume may only be unknown because of a slip in its configuration, and its device in use.
@@ -114,6 +124,11 @@ impl Controller {
             // Its number may be another's by now.
             let result = leftovers::of(owner).map_err(failed).and_then(|found| {
                 let Some(device) = found else { return Ok(()) };
+                // The volume's lock cannot be had where its metadata is away. But while nobody serves it nobody can
+                // have taken it back.
+                if !device.is_held() {
+                    return Err(served(&name, &device));
+                }
                 if !force {
                     unused(&device.path())?;
                 }
