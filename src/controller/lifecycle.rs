@@ -7,7 +7,8 @@ use super::entry::{Entry, Phase, Told};
 use super::limits::MIB;
 use super::media::{self, Known};
 use super::{Controller, Note, Reply, answer, need, unanswered};
-use crate::frontend::{leftovers, openers};
+use crate::frontend::leftovers::{self, Owner};
+use crate::frontend::openers;
 use crate::group::VolumeId;
 use crate::metadata::media::{Media, Recovery, Way};
 use crate::metadata::superblock::Superblock;
@@ -58,6 +59,18 @@ pub(super) type Failed = (Failure, Option<Box<Known>>);
 
 pub(super) fn device_failure(error: &io::Error) -> Failure {
     Failure::new(FailureKind::Failed, error.to_string())
+}
+
+/// Refuses a new volume while a device waits whose volume is not known: that may be over the same primary, and what it
+/// holds would land on newer data. Blocks.
+fn no_stranger(known: &[Owner]) -> Result<(), Failure> {
+    let Some(device) = leftovers::stranger(known).map_err(|error| device_failure(&error))? else { return Ok(()) };
+    let why = format!(
+        "{} waits for a volume that is not known here, and may be over the same primary or secondary; bring back that \
+         volume's file and metadata, remove it with farpoint remove-device, or use --force if it is over others",
+        device.path()
+    );
+    Err(Failure::new(FailureKind::Unsafe, why))
 }
 
 /// Refuses a device that somebody has open. Blocks.
@@ -157,8 +170,12 @@ impl Controller {
             return answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
         }
         let (config, own, notes) = (self.config.clone(), self.own_devices(), self.notes.clone());
+        let owners: Vec<_> = self.volumes.values().map(|entry| entry.known.superblock.owner()).collect();
         spawn_blocking(move || {
             let result = config.volume(&name).and_then(|volume| {
+                if !force {
+                    no_stranger(&owners)?;
+                }
                 let path = config.metadata_path(&name, &volume);
                 let (primary, secondary) = media::open(&volume, own.clone(), Some(force))?;
                 need::check(&volume, primary.size())?;

@@ -101,6 +101,15 @@ pub fn of(owner: Owner) -> io::Result<Option<Leftover>> {
     Ok(None)
 }
 
+/// A device that no daemon serves and that belongs to none of these volumes. Blocks.
+pub fn stranger(known: &[Owner]) -> io::Result<Option<Leftover>> {
+    Ok(strange(find()?, known))
+}
+
+fn strange(devices: Vec<Leftover>, known: &[Owner]) -> Option<Leftover> {
+    devices.into_iter().find(|device| device.is_held() && !known.contains(&device.owner))
+}
+
 /// Removes a device; whoever still uses it gets errors. Blocks, but not for ever.
 pub fn remove(id: u32) -> io::Result<()> {
     let number = i32::try_from(id).map_err(io::Error::other)?;
@@ -131,5 +140,22 @@ mod tests {
         let owner = Owner::new(u64::MAX);
         assert_eq!(Owner::of(owner.0), Some(owner));
         assert_ne!(Owner::new(1), Owner::new(2));
+    }
+
+    #[test]
+    fn a_stranger_is_a_device_that_waits_for_a_volume_that_is_not_known() {
+        let device = |id, owner, state| Leftover {
+            id,
+            owner: Owner::new(owner),
+            queues: 1,
+            depth: 1,
+            waits: state != sys::UBLK_S_DEV_DEAD,
+            state,
+        };
+        let waits = |owner| device(7, owner, sys::UBLK_S_DEV_QUIESCED);
+        let served = device(8, 5, sys::UBLK_S_DEV_LIVE);
+        let known = [Owner::new(1), Owner::new(2)];
+        assert_eq!(strange(vec![waits(1), served.clone(), waits(2)], &known), None);
+        assert_eq!(strange(vec![waits(1), served, waits(3)], &known), Some(waits(3)));
     }
 }
