@@ -34,8 +34,8 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the kernel may take to end what a killed daemon left of a device: it notices at the latest when a request
 /// of the host has waited for its time-out, which is 30 seconds unless [`NOTICE_MS`] could be set.
 const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(90);
-/// Where the kernel learns of a server's end only from a request that it has waited for too long, because the server had
-/// every tag in hand, this is too long, in milliseconds. As long as the server lives it waits on.
+/// Where the kernel learns of a server's end only from a request that it has waited for too long, because the server
+/// had every tag in hand, this is too long, in milliseconds. As long as the server lives it waits on.
 const NOTICE_MS: &str = "1000";
 /// libublk asks for half a minute at a time.
 const TAKE_BACK_TRIES: u8 = 1;
@@ -206,8 +206,8 @@ impl UblkDevice {
         Ok(())
     }
 
-    /// Stops serving the device, which stays: from the end of this process on the kernel holds its I/O until another one
-    /// takes it back. Blocks up to a limit.
+    /// Stops serving the device, which stays: from the end of this process on the kernel holds its I/O until another
+    /// one takes it back. Blocks up to a limit.
     pub fn hand_over(self) -> Result<(), DeviceError> {
         self.end(Order::HandOver, HAND_OVER, HAND_OVER_TIMEOUT)
     }
@@ -350,8 +350,8 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
 }
 
 /// Lets the kernel notice soon that nobody serves the device any more. Only of a new device, which nobody uses yet and
-/// which keeps the value: the kernel waits for all requests of the host first, and were the daemon killed meanwhile, that
-/// wait would keep its files open, and the device from being taken back.
+/// which keeps the value: the kernel waits for all requests of the host first, and were the daemon killed meanwhile,
+/// that wait would keep its files open, and the device from being taken back.
 fn notice_soon(id: u32) {
     let path = format!("/sys/block/ublkb{id}/queue/io_timeout");
     if let Err(error) = fs::write(&path, NOTICE_MS) {

@@ -190,8 +190,8 @@ impl QueueIo for UblkIo<'_> {
     }
 }
 
-/// Serves one queue on the calling thread until the device is stopped. `failed` is told if it fails, before it waits for
-/// the kernel to end what is under way, which takes until the device is stopped.
+/// Serves one queue on the calling thread until the device is stopped. `failed` is told if it fails, before it waits
+/// for the kernel to end what is under way, which takes until the device is stopped.
 pub(super) fn serve(
     index: u16,
     device: &UblkDev,
@@ -276,8 +276,8 @@ fn turn(bell: &Doorbell, handler: &mut impl Handler, io: &mut UblkIo) -> Result<
     }
 }
 
-/// Ends the ring of a device that has never been started although the kernel has commands in it, by putting another into
-/// its place: libublk would wait for them in giving the files back, and they end only with the ring.
+/// Ends the ring of a device that has never been started although the kernel has commands in it, by putting another
+/// into its place: libublk would wait for them in giving the files back, and they end only with the ring.
 fn leave_ring(bell: &Doorbell) {
     with_task_io_ring_mut(|ring| {
         let other = IoUring::new(1).and_then(|other| {

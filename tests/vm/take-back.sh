@@ -179,6 +179,11 @@ kill_daemon
 mv "$work/etc/volumes.d/vol0.toml" "$work/away"
 start_daemon
 grep --quiet "$dev is the device of a volume that is not known here" "$work/daemon.log" || fail "the log does not name $dev"
+expect "devices" "*$dev state:waiting volume:unknown*" "$(fp devices)"
+refused "remove-device" 8 "*in use*" fp remove-device "$dev" --yes
+refused "remove-device" 3 "*no device of a farpoint volume*" fp remove-device /dev/ublkb9 --yes
+refused "create" 8 "*$dev waits for a volume that is not known*" \
+    fp create other --primary "$(sparse primary3 16M)" --secondary "$(sparse secondary3 16M)"
 [[ -b $dev ]] || fail "$dev has gone"
 stop_daemon
 mv "$work/away" "$work/etc/volumes.d/vol0.toml"
@@ -196,4 +201,14 @@ wait_for "the device to be taken back" is_served
 exec {held}<&-
 in_sync vol0
 equal "$work/primary" "$work/secondary"
+expect "devices" "*$dev state:served volume:vol0*" "$(fp devices)"
+refused "remove-device" 4 "*is the device of vol0*" fp remove-device "$dev" --yes
+
+say "its volume is gone for good"
+kill_daemon
+mv "$work/etc/volumes.d/vol0.toml" "$work/away"
+start_daemon
+wait_for "the device to be removed" fp remove-device "$dev" --yes
+[[ ! -b $dev ]] || fail "$dev is still there"
+expect "devices" "no devices" "$(fp devices)"
 stop_daemon
