@@ -35,6 +35,9 @@ pub(super) struct Create {
     /// Accept a secondary that carries foreign data, or metadata of a volume there was, which will be overwritten
     #[arg(long)]
     force: bool,
+    /// Believe, unchecked, that the secondary is an exact copy of the primary already, and copy nothing at first
+    #[arg(long)]
+    in_sync: bool,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
@@ -118,12 +121,15 @@ impl Shape {
 impl Create {
     pub(super) fn run(self, context: &Context) -> Outcome {
         let volume = self.name.clone();
-        let request = Request::Create(api::Create { volume, force: self.force });
+        let request = Request::Create(api::Create { volume, force: self.force, in_sync: self.in_sync });
         request.check()?;
         let description = self.description()?;
         if self.force {
             let what = "overwrite secondary and metadata even if they carry foreign data";
             confirm(self.yes, what)?;
+        }
+        if self.in_sync {
+            confirm(self.yes, "believe, unchecked, that the secondary is an exact copy of the primary already")?;
         }
         let Some(description) = description else { return context.command(&request, |_| Ok(self.done())) };
         // Whether there is a daemon is asked first, so that a file is only there for a daemon to judge.

@@ -164,7 +164,7 @@ impl Controller {
 
     /// `create`: checks the devices that the configuration names and stores the volume's record.
     pub(super) fn create(&mut self, create: Create, reply: Reply) {
-        let Create { volume: name, force } = create;
+        let Create { volume: name, force, in_sync } = create;
         if self.volumes.contains_key(&name) || !self.creating.insert(name.clone()) {
             let why = format!("{name} exists already; delete it first to make it anew");
             return answer(reply, Err(Failure::new(FailureKind::WrongState, why)));
@@ -177,9 +177,10 @@ impl Controller {
                     no_stranger(&owners)?;
                 }
                 let path = config.metadata_path(&name, &volume);
-                let (primary, secondary) = media::open(&volume, own.clone(), Some(force))?;
+                let (primary, secondary) = media::open(&volume, own.clone(), Some(force || in_sync))?;
                 need::check(&volume, primary.size())?;
-                let known = media::create_media(&path, &name, &volume, own, [&primary, &secondary], force)?;
+                let made = media::Made { force, in_sync };
+                let known = media::create_media(&path, &name, &volume, own, [&primary, &secondary], made)?;
                 Ok((Box::new(volume), Box::new(known)))
             });
             let _ = notes.send(Note::Created(name, result, reply));

@@ -142,6 +142,13 @@ pub(super) fn open_media(
     Ok(media)
 }
 
+/// How a volume is made: over whatever there was, and with a secondary that is an exact copy already.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Made {
+    pub force: bool,
+    pub in_sync: bool,
+}
+
 /// Makes the metadata of a new volume, which is then down.
 pub(super) fn create_media(
     path: &Path,
@@ -149,7 +156,7 @@ pub(super) fn create_media(
     config: &VolumeConfig,
     own: Vec<u32>,
     [primary, secondary]: [&Device; 2],
-    force: bool,
+    Made { force, in_sync }: Made,
 ) -> Result<Known, Failure> {
     let geometry = Geometry::new(primary.size(), config.track_size)
         .map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))?;
@@ -166,6 +173,9 @@ pub(super) fn create_media(
         let id = random_id().map_err(|error| io_failure("reading", Path::new(RANDOM), &error))?;
         let superblock = Superblock { last_increment, ..Superblock::new(id, name, sides, &geometry, region_bytes) };
         let media = Media::format(path, Arc::new(device), superblock)?;
+        if in_sync {
+            media.assume_in_sync()?;
+        }
         Ok(Known::new(media.superblock(), &media.recovery()?))
     };
     let created: Result<Known, Failure> = created();

@@ -71,6 +71,25 @@ fn a_new_volume_has_sound_metadata_until_it_is_deleted() {
 }
 
 #[test]
+fn a_secondary_that_is_said_to_be_a_copy_already_is_believed() {
+    let directory = prepared();
+    let at = directory.path();
+    // A copy of a file system looks like one.
+    let copy = File::options().write(true).open(at.join("b")).expect("there");
+    copy.write_all_at(&[0x53, 0xef], 1024 + 0x38).expect("written");
+    let daemon = start(at);
+    assert_eq!(create(at, &[]).0, 8);
+    assert_ne!(create(at, &["--in-sync"]).0, 0, "not without --yes");
+    assert_eq!(create(at, &["--in-sync", "--yes"]), (0, "created v\n".to_owned()));
+    let said = dump(at, "v");
+    assert_eq!((&said["start"], &said["incomplete"]), (&"exact".into(), &false.into()));
+    assert_eq!((&said["hot_regions"], &said["start_tracks"]), (&0.into(), &0.into()));
+    let (_, status) = run(at, &["status"]);
+    assert!(!status.contains("full-copy-needed"), "{status}");
+    end(daemon, Signal::SIGTERM);
+}
+
+#[test]
 fn metadata_is_found_again_by_the_next_daemon_and_damage_is_told() {
     let directory = prepared();
     let at = directory.path();

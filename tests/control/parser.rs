@@ -35,7 +35,11 @@ fn request() -> impl Strategy<Value = Request> {
     let until = prop_oneof![Just(Until::Drained), Just(Until::InSync), Just(Until::Normal)];
     let many = || names(1).prop_map(|volumes| Many { volumes });
     prop_oneof![
-        (name(), any::<bool>()).prop_map(|(volume, force)| Request::Create(Create { volume, force })),
+        (name(), any::<(bool, bool)>()).prop_map(|(volume, (force, in_sync))| Request::Create(Create {
+            volume,
+            force,
+            in_sync
+        })),
         name().prop_map(|volume| Request::Delete(One { volume })),
         name().prop_map(|volume| Request::Up(One { volume })),
         (name(), any::<bool>()).prop_map(|(volume, force)| Request::Down(Down { volume, force })),

@@ -144,6 +144,9 @@ pub struct Create {
     /// Accept a secondary that carries a foreign signature (a file system, a RAID member, ...).
     #[serde(default)]
     pub force: bool,
+    /// The secondary is an exact copy already: nothing is copied at first, and nothing is checked.
+    #[serde(default)]
+    pub in_sync: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
