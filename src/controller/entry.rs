@@ -80,6 +80,7 @@ pub(super) struct Entry {
     pub last_abort: Option<String>,
     /// What was not as it should be when it came up.
     pub warnings: Vec<String>,
+    pub opening: Opening,
     pub told: Told,
     /// Its configuration file is being written.
     pub writing: bool,
@@ -89,6 +90,13 @@ pub(super) struct Entry {
     pub aborted: u64,
     pub hold_us_max: u64,
     pub rate: Rate,
+}
+
+/// What the last `up` took: until the device was there, and of that reading the metadata.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Opening {
+    pub took: Duration,
+    pub metadata: Duration,
 }
 
 /// Bytes per second, from the totals as they are looked at.
@@ -130,6 +138,7 @@ impl Entry {
             last_complete: None,
             last_abort: None,
             warnings: Vec::new(),
+            opening: Opening::default(),
             told: Told::default(),
             writing: false,
             completed: 0,

@@ -3,7 +3,7 @@
 
 use super::api::{Create, Done, Down, Failure, FailureKind, Response, UpReply};
 use super::config::{MetadataErrorPolicy, VolumeConfig};
-use super::entry::{Entry, Phase, Told};
+use super::entry::{Entry, Opening, Phase, Told};
 use super::limits::MIB;
 use super::media::{self, Known};
 use super::{Controller, Note, Reply, answer, need, unanswered};
@@ -41,6 +41,7 @@ pub(super) struct IsUp {
     media: Arc<Media>,
     known: Box<Known>,
     warnings: Vec<String>,
+    opening: Opening,
 }
 
 /// How a volume goes down.
@@ -214,6 +215,8 @@ impl Controller {
             Err(failure) => return answer(reply, Err(failure)),
         };
         spawn_blocking(move || {
+            let asked = Instant::now();
+            let mut opening = Opening::default();
             let to_note = notes.clone();
             let report = move |report| drop(to_note.send(Note::Report(id, report)));
             let path = daemon.metadata_path(&name, &config);
@@ -226,7 +229,9 @@ impl Controller {
                     Some(device) => spec.take_back(&device),
                     None => need::check(&config, primary.size())?,
                 }
+                let reading = Instant::now();
                 let recovery = media.recovery()?;
+                opening.metadata = reading.elapsed();
                 Ok((primary, secondary, Arc::new(media), recovery))
             });
             let result = opened.map_err(|failure| (failure, None)).and_then(|(primary, secondary, media, recovery)| {
@@ -236,7 +241,9 @@ impl Controller {
                 match up {
                     Ok((volume, superblock)) => {
                         warnings.extend(volume.lock_warning().map(str::to_owned));
-                        Ok(IsUp { volume, media, known: Box::new(Known::new(superblock, &recovery)), warnings })
+                        let known = Box::new(Known::new(superblock, &recovery));
+                        opening.took = asked.elapsed();
+                        Ok(IsUp { volume, media, known, warnings, opening })
                     }
                     Err(failure) => Err((failure, known(&media))),
                 }
@@ -248,7 +255,7 @@ impl Controller {
     pub(super) fn is_up(&mut self, name: &str, result: Result<IsUp, Failed>, reply: Reply) {
         let Some(entry) = self.volumes.get_mut(name) else { return };
         match result {
-            Ok(IsUp { volume, media, known, warnings }) => {
+            Ok(IsUp { volume, media, known, warnings, opening }) => {
                 let device = volume.device_path();
                 tracing::info!("{name} is up as {device}");
                 for warning in &warnings {
@@ -256,6 +263,7 @@ impl Controller {
                 }
                 entry.warnings.clone_from(&warnings);
                 say_what_was_found(name, &known);
+                entry.opening = opening;
                 entry.full_copy = known.full_copy();
                 entry.known = *known;
                 entry.media = Some(media);

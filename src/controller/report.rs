@@ -11,7 +11,7 @@ use crate::increment::State;
 use crate::uploader::Figures;
 use crate::volume::Volume;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 impl Controller {
     /// The status of the volumes named, of all if none is.
@@ -152,6 +152,10 @@ fn fill(report: &mut VolumeReport, volume: &Volume, entry: &Entry, began: Instan
     report.counters = counters(volume, entry, &figures);
 }
 
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// Figures this large need no more digits than a float has.
 #[expect(clippy::cast_precision_loss, reason = "for display only")]
 pub(super) fn seconds(value: u64) -> f64 {
@@ -187,6 +191,8 @@ fn counters(volume: &Volume, entry: &Entry, figures: &Figures) -> Counters {
         intent_waits: intent.waited,
         intent_marked_ahead: intent.marked_ahead,
         intent_cleared: intent.cleared,
+        open_us: micros(entry.opening.took),
+        open_metadata_us: micros(entry.opening.metadata),
         ..Counters::default()
     };
     for queue in volume.counters() {

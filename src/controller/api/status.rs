@@ -195,4 +195,7 @@ pub struct Counters {
     pub intent_cleared: u64,
     /// Longest time a host write waited for a hold, a collision or its intent, in microseconds.
     pub write_wait_us_max: u64,
+    /// The last `up`, until its device was there, and of that reading the metadata, in microseconds.
+    pub open_us: u64,
+    pub open_metadata_us: u64,
 }
