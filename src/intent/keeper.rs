@@ -442,7 +442,8 @@ impl Keeper {
 
 /// The regions whose bits are set, of the first region's bit on.
 fn set_bits(words: &[u64]) -> impl Iterator<Item = RegionNo> {
-    words.iter().enumerate().flat_map(|(place, word)| {
+    let hot = words.iter().enumerate().filter(|(_, word)| **word != 0);
+    hot.flat_map(|(place, word)| {
         let bits = (0..64).filter(move |bit| word >> bit & 1 == 1);
         bits.map(move |bit| RegionNo(place as u64 * 64 + bit))
     })

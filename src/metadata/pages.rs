@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::layout::{Layout, PAGE_BYTES, PAGE_HEADER_BYTES, WORDS_PER_PAGE};
-use super::medium::{Medium, Page};
+use super::medium::{CHUNK_BYTES, Chunk, Medium, Page};
 use super::tracks::Tracks;
 use crate::bugs::{Bug, present};
 use crate::geometry::Geometry;
@@ -45,8 +45,8 @@ pub fn encode(volume: [u8; 16], number: u64, words: &[u64]) -> Page {
     page.put(0, MAGIC);
     page.put(NUMBER, &number.to_le_bytes());
     page.put(VOLUME, &volume);
-    for (at, word) in words.iter().take(WORDS_PER_PAGE).enumerate() {
-        page.put(PAGE_HEADER_BYTES + at * 8, &word.to_le_bytes());
+    for (bytes, word) in page.0[PAGE_HEADER_BYTES..].chunks_exact_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.to_le_bytes());
     }
     let crc = page.checksum(CRC);
     page.put(CRC, &crc.to_le_bytes());
@@ -67,8 +67,8 @@ pub fn decode(page: &Page, volume: [u8; 16], number: u64) -> (Found, [u64; WORDS
         return (Found::Damaged, if present(Bug::DamagedPageIsCold) { [0; WORDS_PER_PAGE] } else { ones });
     }
     let mut words = [0; WORDS_PER_PAGE];
-    for (at, word) in words.iter_mut().enumerate() {
-        *word = u64::from_le_bytes(page.get(PAGE_HEADER_BYTES + at * 8));
+    for (word, bytes) in words.iter_mut().zip(page.0[PAGE_HEADER_BYTES..].as_chunks().0) {
+        *word = u64::from_le_bytes(*bytes);
     }
     (Found::Valid, words)
 }
@@ -147,16 +147,23 @@ impl Hot {
 pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16], regions: u64) -> io::Result<Hot> {
     let words = usize::try_from(regions.div_ceil(64)).map_err(io::Error::other)?;
     let mut hot = Hot { regions, words: Vec::with_capacity(words), damaged_pages: 0, absent_pages: 0 };
-    let mut page = Page::ZERO;
-    for number in 0..layout.intent_pages {
-        medium.read(layout.intent_offset + number * PAGE_BYTES as u64, &mut page.0)?;
-        let (found, bits) = decode(&page, volume, number);
-        match found {
-            Found::Valid => {}
-            Found::Absent => hot.absent_pages += 1,
-            Found::Damaged => hot.damaged_pages += 1,
+    let (mut page, mut chunk) = (Page::ZERO, Chunk::new());
+    let mut number = 0;
+    while number < layout.intent_pages {
+        let count = usize::try_from(layout.intent_pages - number).unwrap_or(usize::MAX).min(CHUNK_BYTES / PAGE_BYTES);
+        let chunk = &mut chunk.0[..count * PAGE_BYTES];
+        medium.read(layout.intent_offset + number * PAGE_BYTES as u64, chunk)?;
+        for bytes in chunk.chunks_exact(PAGE_BYTES) {
+            page.0.copy_from_slice(bytes);
+            let (found, bits) = decode(&page, volume, number);
+            match found {
+                Found::Valid => {}
+                Found::Absent => hot.absent_pages += 1,
+                Found::Damaged => hot.damaged_pages += 1,
+            }
+            hot.words.extend(bits.iter().take(words - hot.words.len()));
+            number += 1;
         }
-        hot.words.extend(bits.iter().take(words - hot.words.len()));
     }
     if let Some(last) = hot.words.last_mut().filter(|_| !regions.is_multiple_of(64)) {
         *last &= (1 << (regions % 64)) - 1;
