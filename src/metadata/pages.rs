@@ -192,18 +192,33 @@ impl IntentArea {
     /// After an error nothing is known of the page, and nothing of this volume's metadata is written any more: not even
     /// its clean stop, so that the next start takes media as it finds it.
     pub fn write(&self, page: u64, words: &[u64]) -> io::Result<()> {
-        if self.failed.load(Ordering::SeqCst) {
-            return Err(io::Error::other("an earlier write of the volume's metadata has failed"));
-        }
+        self.store(page, words, |offset, bytes| self.medium.write(offset, bytes))
+    }
+
+    /// The same, durable only after the next [`Self::flush`].
+    pub fn write_lazily(&self, page: u64, words: &[u64]) -> io::Result<()> {
+        self.store(page, words, |offset, bytes| self.medium.write_lazily(offset, bytes))
+    }
+
+    /// Makes durable what was written lazily; an error is one of all of it.
+    pub fn flush(&self) -> io::Result<()> {
+        self.unless_failed(|| self.medium.flush())
+    }
+
+    fn store(&self, page: u64, words: &[u64], write: impl FnOnce(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
         if page >= self.layout.intent_pages || words.len() > WORDS_PER_PAGE {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         let content = encode(self.volume, page, words);
-        let written = self.medium.write(self.layout.intent_offset + page * PAGE_BYTES as u64, &content.0);
-        if written.is_err() {
-            self.failed.store(true, Ordering::SeqCst);
+        let offset = self.layout.intent_offset + page * PAGE_BYTES as u64;
+        self.unless_failed(|| write(offset, &content.0))
+    }
+
+    fn unless_failed(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("an earlier write of the volume's metadata has failed"));
         }
-        written
+        work().inspect_err(|_| self.failed.store(true, Ordering::SeqCst))
     }
 }
 

@@ -1,7 +1,8 @@
 //! The metadata thread of a volume: carries out what the keeper of the intent decides. It decides nothing itself. It
 //! sleeps on its bell, and in the page writes, which only writes to cold regions wait for.
 //!
-//! One page is written at a time; what is wanted meanwhile goes with the next write of its page (group commit).
+//! Pages that are to be written at the same time are written together, with one flush; what is wanted meanwhile goes
+//! with the next write of its page (group commit).
 
 use super::VolumeError;
 use crate::doorbell::Doorbell;
@@ -28,6 +29,9 @@ const SLEEP_MS_MAX: u64 = 10_000;
 pub trait Pages: Send {
     /// Writes a page; durable when it returns. Blocks.
     fn write(&self, page: PageNo, words: &[u64]) -> io::Result<()>;
+    /// Writes a page that is durable after the next flush. Blocks.
+    fn write_lazily(&self, page: PageNo, words: &[u64]) -> io::Result<()>;
+    fn flush(&self) -> io::Result<()>;
 }
 
 /// The durable intent as it was found, and where it is kept.
@@ -52,6 +56,14 @@ impl fmt::Debug for Intent {
 impl Pages for IntentArea {
     fn write(&self, page: PageNo, words: &[u64]) -> io::Result<()> {
         Self::write(self, page.0, words)
+    }
+
+    fn write_lazily(&self, page: PageNo, words: &[u64]) -> io::Result<()> {
+        Self::write_lazily(self, page.0, words)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Self::flush(self)
     }
 }
 
@@ -80,6 +92,8 @@ const HOT_MAX: u64 = 1024;
 const IDLE_MS: u64 = 10_000;
 const AHEAD: u64 = 8;
 const BATCH: usize = 4096;
+/// Most pages that are written together. A few, so that writes that wait for them go on while the next are written.
+const TOGETHER: usize = 8;
 
 /// The regions of a volume, and the thread that keeps their intent.
 #[derive(Debug)]
@@ -186,7 +200,7 @@ fn run(parts: Parts) {
     });
     let Parts { mut keeper, regions, tracking, pages, shared, status, failed } = parts;
     let (began, mut failed, mut doubted) = (shared.began, Some(failed), false);
-    let mut messages = Vec::new();
+    let (mut messages, mut together) = (Vec::new(), Vec::with_capacity(TOGETHER));
     loop {
         // The bell before the letters: one that comes after they were taken rings again.
         shared.keeper.bell().answer();
@@ -206,27 +220,43 @@ fn run(parts: Parts) {
             );
         }
         let now = now_ms(began);
-        let op = keeper.poll(now, &regions, &tracking);
+        let mut op = keeper.poll(now, &regions, &tracking);
+        while let Some(Op::Write(page)) = op {
+            together.push(page);
+            op = if together.len() < TOGETHER { keeper.poll(now, &regions, &tracking) } else { None };
+        }
         ring(keeper.take_wakes(), &shared.bells);
-        match op {
-            Some(Op::Grace(id)) => shared.drain.tell(uploader::Message::Grace(id)),
-            Some(Op::Write(page)) => {
-                status.writing_since_ms.store(now.max(1), SeqCst);
-                let result = pages.write(page, keeper.page(page));
-                status.writing_since_ms.store(0, SeqCst);
-                keeper.written(page, result.is_ok(), &regions);
-                ring(keeper.take_wakes(), &shared.bells);
-                if let Err(error) = result
-                    && let Some(failed) = failed.take()
-                {
-                    failed(&error);
-                }
-            }
-            None => {
-                *status.figures.lock().unwrap_or_else(PoisonError::into_inner) = keeper.figures();
-                let until = keeper.wake_at(now).unwrap_or(u64::MAX);
-                shared.keeper.bell().wait(until.saturating_sub(now).min(SLEEP_MS_MAX));
-            }
+        if let Some(Op::Grace(id)) = op {
+            shared.drain.tell(uploader::Message::Grace(id));
+        } else if together.is_empty() {
+            *status.figures.lock().unwrap_or_else(PoisonError::into_inner) = keeper.figures();
+            let until = keeper.wake_at(now).unwrap_or(u64::MAX);
+            shared.keeper.bell().wait(until.saturating_sub(now).min(SLEEP_MS_MAX));
+            continue;
+        }
+        status.writing_since_ms.store(now.max(1), SeqCst);
+        let result = write(&*pages, &keeper, &together);
+        status.writing_since_ms.store(0, SeqCst);
+        for page in together.drain(..) {
+            keeper.written(page, result.is_ok(), &regions);
+        }
+        ring(keeper.take_wakes(), &shared.bells);
+        if let Err(error) = result
+            && let Some(failed) = failed.take()
+        {
+            failed(&error);
+        }
+    }
+}
+
+/// Writes the pages as the keeper has them now; durable when it returns.
+fn write(pages: &dyn Pages, keeper: &Keeper, numbers: &[PageNo]) -> io::Result<()> {
+    match numbers {
+        [] => Ok(()),
+        [page] => pages.write(*page, keeper.page(*page)),
+        several => {
+            several.iter().try_for_each(|page| pages.write_lazily(*page, keeper.page(*page)))?;
+            pages.flush()
         }
     }
 }
@@ -260,27 +290,51 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     const REGION: RegionRange = RegionRange { start: RegionNo(1), count: 1 };
+    /// What the regions of a page are of a volume.
+    const PAGE_SIZE: u64 = REGIONS_PER_PAGE * REGION_SIZE_DEFAULT;
+
+    /// What was asked for: a page and its first word, to be durable at once or with the flush.
+    #[derive(Debug, PartialEq)]
+    enum Asked {
+        Write(PageNo, u64),
+        WriteLazily(PageNo, u64),
+        Flush,
+    }
 
     /// Pages that are written when the test says so, and how.
-    struct Told(Sender<(PageNo, Vec<u64>)>, Receiver<io::Result<()>>);
+    struct Told(Sender<Asked>, Receiver<io::Result<()>>);
+
+    impl Told {
+        fn ask(&self, what: Asked) -> io::Result<()> {
+            self.0.send(what).map_err(io::Error::other)?;
+            self.1.recv().map_err(io::Error::other)?
+        }
+    }
 
     impl Pages for Told {
         fn write(&self, page: PageNo, words: &[u64]) -> io::Result<()> {
-            self.0.send((page, words.to_vec())).map_err(io::Error::other)?;
-            self.1.recv().map_err(io::Error::other)?
+            self.ask(Asked::Write(page, words[0]))
+        }
+
+        fn write_lazily(&self, page: PageNo, words: &[u64]) -> io::Result<()> {
+            self.ask(Asked::WriteLazily(page, words[0]))
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            self.ask(Asked::Flush)
         }
     }
 
     struct Bench {
         kept: Kept,
         shared: Arc<Shared>,
-        asked: Receiver<(PageNo, Vec<u64>)>,
+        asked: Receiver<Asked>,
         answer: Sender<io::Result<()>>,
         failures: Receiver<String>,
     }
 
     fn bench(suspend: bool) -> Bench {
-        let geometry = Geometry::new(4 * REGION_SIZE_DEFAULT, 65536).expect("valid");
+        let geometry = Geometry::new(3 * PAGE_SIZE, 1 << 20).expect("valid");
         let words = |count: u64| Words::new(usize::try_from(count).expect("small")).expect("memory");
         let bitmap = || Bitmap::new(geometry.tracks(), words(Bitmap::words_for(geometry.tracks())));
         let tracking = Arc::new(Tracking::new(geometry, 1, Arc::new(Epoch::new()), [bitmap(), bitmap()]));
@@ -299,7 +353,7 @@ mod tests {
         let intent = Intent {
             pages: Box::new(Told(ask, answers)),
             region_size: REGION_SIZE_DEFAULT,
-            hot: vec![0],
+            hot: Vec::new(),
             suspend,
             failed: Box::new(move |error| drop(fail.send(error.to_string()))),
         };
@@ -310,8 +364,12 @@ mod tests {
     impl Bench {
         /// A write arrives that finds its region cold.
         fn want(&self) {
-            assert!(!self.kept.regions.pin(REGION).hot);
-            self.shared.keeper.tell(Message::Want { queue: 0, regions: REGION });
+            self.want_those(REGION);
+        }
+
+        fn want_those(&self, regions: RegionRange) {
+            assert!(!self.kept.regions.pin(regions).hot);
+            self.shared.keeper.tell(Message::Want { queue: 0, regions });
         }
 
         fn wait_for_bell(&self) {
@@ -324,11 +382,33 @@ mod tests {
     fn a_write_goes_on_when_its_page_is_written() {
         let bench = bench(false);
         bench.want();
-        assert_eq!(bench.asked.recv().expect("a write"), (PageNo(0), vec![0b10]));
+        assert_eq!(bench.asked.recv().expect("a write"), Asked::Write(PageNo(0), 0b10));
         assert!(!bench.kept.regions.all_hot(REGION), "not while the page is being written");
         bench.answer.send(Ok(())).expect("the thread");
         bench.wait_for_bell();
         assert!(bench.kept.regions.all_hot(REGION));
+        bench.kept.stop().expect("clean");
+    }
+
+    #[test]
+    fn pages_that_are_wanted_together_are_written_with_one_flush() {
+        let bench = bench(false);
+        bench.want();
+        assert_eq!(bench.asked.recv().expect("a write"), Asked::Write(PageNo(0), 0b10));
+        // These come while the first one is written.
+        let later = [1, 2].map(|page| RegionRange { start: RegionNo(page * REGIONS_PER_PAGE), count: 1 });
+        for regions in later {
+            bench.want_those(regions);
+        }
+        for asked in [Asked::WriteLazily(PageNo(1), 1), Asked::WriteLazily(PageNo(2), 1), Asked::Flush] {
+            bench.answer.send(Ok(())).expect("the thread");
+            assert_eq!(bench.asked.recv().expect("a write"), asked);
+            assert!(later.iter().all(|regions| !bench.kept.regions.all_hot(*regions)), "not before the flush");
+        }
+        bench.answer.send(Ok(())).expect("the thread");
+        while !later.iter().all(|regions| bench.kept.regions.all_hot(*regions)) {
+            bench.wait_for_bell();
+        }
         bench.kept.stop().expect("clean");
     }
 
