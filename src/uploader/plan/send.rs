@@ -122,6 +122,7 @@ impl Drain {
         let end_of_drain = self.cut.is_some() && tracking.out_of_sync().count() == 0 && self.cargo.is_empty();
         end_of_drain
             || self.stopping
+            || self.graces.want_flush()
             || self.unflushed_bytes >= self.limits.flush_bytes
             || now_ms >= self.unflushed_since_ms + self.limits.flush_ms
     }
