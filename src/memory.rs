@@ -90,6 +90,17 @@ impl Mapping {
         // SAFETY: the range lies in our own mapping; populating for write keeps its (zero) content.
         let _ = unsafe { libc::madvise(self.start.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) };
     }
+
+    /// Behind the first `bytes` a touch costs a page of memory and not a huge one: those of a sparse volume would add
+    /// up to all of it, and the zeroing to seconds. Failing only means that.
+    #[cfg_attr(farpoint_loom, allow(dead_code, reason = "the words of loom are not mapped"))]
+    #[expect(unsafe_code, reason = "madvise")]
+    fn keep_sparse(&self, bytes: usize) {
+        let Some(rest) = self.bytes.checked_sub(bytes).filter(|rest| *rest > 0) else { return };
+        let start = self.start.as_ptr().wrapping_add(bytes);
+        // SAFETY: the range is the end of our own mapping; the advice changes no content.
+        let _ = unsafe { libc::madvise(start.cast(), rest, libc::MADV_NOHUGEPAGE) };
+    }
 }
 
 impl Drop for Mapping {
@@ -360,6 +371,7 @@ impl Words {
         let mut mapping = Mapping::new(bytes, MapFlags::MAP_NORESERVE)?;
         mapping.lock(true);
         mapping.populate(WORDS_POPULATED_BYTES_MAX);
+        mapping.keep_sparse(WORDS_POPULATED_BYTES_MAX);
         Ok(Self { mapping, words })
     }
 
@@ -455,6 +467,20 @@ mod tests {
         words[99_999].fetch_or(1 << 63, Ordering::Relaxed);
         assert_eq!(words[99_999].load(Ordering::Relaxed), 1 << 63);
         assert!(Words::new(0).expect("an empty bitmap").is_empty());
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "mincore")]
+    fn a_touch_far_behind_costs_a_page_and_not_a_huge_one() {
+        let words = Words::new(2 * WORDS_POPULATED_BYTES_MAX / 8).expect("128 MiB of words");
+        let page = ALIGNMENT / 8;
+        let far = words.len() - 100 * page;
+        words[far].store(1, Ordering::Relaxed);
+        let mut resident = [0_u8; 2];
+        // SAFETY: two pages of the mapping, which nothing is changed in, and a byte for each of them.
+        let looked =
+            unsafe { libc::mincore((&raw const words[far]).cast_mut().cast(), 2 * ALIGNMENT, resident.as_mut_ptr()) };
+        assert_eq!((looked, resident.map(|page| page & 1)), (0, [1, 0]));
     }
 
     #[test]
