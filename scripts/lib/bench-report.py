@@ -8,11 +8,12 @@ a machine that gets slower in the middle spoils the figures, but hardly the rati
 import argparse
 import json
 import os
-import statistics
 import sys
 from collections import defaultdict
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from bench_cost import Intent, crash_bars, crash_table, intent_table, open_bars, open_table  # noqa: E402
+from bench_figures import median, number, paired, rounded, spread, with_spread  # noqa: E402
 from bench_plot import plot  # noqa: E402
 
 SYSTEMS = {
@@ -21,22 +22,14 @@ SYSTEMS = {
     "tracking": "tracking only (paused)",
     "sync": "in sync, drain running",
     "increments": "increments back to back",
+    "md": "md raid1, write-behind",
+    "drbd": "DRBD, protocol A",
 }
 FIGURES = ("iops", "mib_s", "lat_us_p50", "lat_us_p99", "cpu_us_per_io", "server_cpu_us_per_io")
 IOPS_BAR, CPU_BAR, DRAIN_BAR = 0.97, 1.05, 0.9
 # Microseconds by which the hold of the largest volume may be longer than that of the smallest. It has 65,536 times the
 # tracks: whatever looked at each of them would take seconds.
 FLAT_BAR = 1000
-
-
-def median(values):
-    values = [value for value in values if value is not None]
-    return statistics.median(values) if values else None
-
-
-def spread(values):
-    values = [value for value in values if value is not None]
-    return [min(values), max(values)] if values else None
 
 
 def rows_of(samples, profiles):
@@ -56,21 +49,6 @@ def rows_of(samples, profiles):
             row[name], row["spread"][name] = median(ratios), spread(ratios)
         rows.append({key: rounded(value) for key, value in row.items()})
     return rows
-
-
-def paired(rounds, base, key):
-    both = [number for number in rounds if number in base and rounds[number].get(key) and base[number].get(key)]
-    return [rounds[number][key] / base[number][key] for number in both]
-
-
-def rounded(value):
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, list):
-        return [rounded(part) for part in value]
-    if isinstance(value, dict):
-        return {key: rounded(part) for key, part in value.items()}
-    return value
 
 
 def jobs_of(profile):
@@ -118,17 +96,6 @@ def drains_of(samples):
     return {**rates, "ratio": median(ratios), "spread": spread(ratios), "runs": len(samples)}
 
 
-def number(value, digits=0):
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def ratio(row, name):
-    if row[name] is None:
-        return "-"
-    low, high = row["spread"][name]
-    return f"{row[name]:.2f} ({low:.2f}-{high:.2f})"
-
-
 def io_table(rows):
     lines = ["| Profile | System | IOPS | MiB/s | p50 us | p99 us | CPU us per I/O | server's | IOPS / rublk | CPU / rublk |",
              "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
@@ -140,7 +107,8 @@ def io_table(rows):
         server = row["server_cpu_us_per_io"] if row["system"] != "raw" else None
         lines.append(f"| {profile} | {SYSTEMS[row['system']]} | {number(row['iops'])} | {number(row['mib_s'])} "
                      f"| {number(row['lat_us_p50'])} | {number(row['lat_us_p99'])} | {number(row['cpu_us_per_io'], 1)} "
-                     f"| {number(server, 1)} | {ratio(row, 'iops_ratio')} | {ratio(row, 'cpu_ratio')} |")
+                     f"| {number(server, 1)} | {with_spread(row['iops_ratio'], row['spread']['iops_ratio'])} "
+                     f"| {with_spread(row['cpu_ratio'], row['spread']['cpu_ratio'])} |")
     return lines
 
 
@@ -160,14 +128,12 @@ def other_tables(holds, drains):
     if holds:
         lines += ["", "| Volume | cuts | hold until `start` answers, us | hold with `run` sent at once, us |", "|---|--:|--:|--:|"]
         for size, hold in holds.items():
-            lines.append(f"| {size} | {hold['cuts']} | {number(hold['start_us'])} ({number(hold['start_spread'][0])}-"
-                         f"{number(hold['start_spread'][1])}) | {number(hold['run_us'])} ({number(hold['run_spread'][0])}-"
-                         f"{number(hold['run_spread'][1])}) |")
+            times = [with_spread(hold[f"{what}_us"], hold[f"{what}_spread"], 0) for what in ("start", "run")]
+            lines.append(f"| {size} | {hold['cuts']} | {' | '.join(times)} |")
     if drains:
-        low, high = drains["spread"]
         lines += ["", f"Drain of a whole volume out of sync: {number(drains['drain'])} MiB/s. Plain copies of the same devices, 1 MiB "
                   f"direct: dd {number(drains['dd'])} MiB/s, 16 threads {number(drains['parallel'])} MiB/s. Ratio to the faster one of "
-                  f"the same round: {drains['ratio']:.2f} ({low:.2f}-{high:.2f}), {drains['runs']} runs."]
+                  f"the same round: {with_spread(drains['ratio'], drains['spread'])}, {drains['runs']} runs."]
     return lines
 
 
@@ -187,7 +153,7 @@ def machine_lines(machine, host, end):
                                        f" where measured, {' '.join(load)} at the end",
         "Versions": ", ".join(str(machine[name]) for name in ("farpoint", "rublk", "fio")) + (
             f", {host['qemu']}" if host.get("qemu") else ""),
-        "Devices": f"two ram disks (brd) of {machine['ram_disk_mib']} MiB; {machine['queues']} queue(s) of depth {machine['depth']}"
+        "Devices": f"ram disks (brd) of {machine['ram_disk_mib']} MiB; {machine['queues']} queue(s) of depth {machine['depth']}"
                    f" for rublk and farpoint; {machine['affinity']}",
         "Runs": f"{machine['rounds']} rounds of {machine['seconds']} s after {machine['ramp']} s,"
                 f" {end.get('seconds', 0) / 60:.0f} minutes in all",
@@ -233,12 +199,14 @@ def main():
         print(name_of(kinds["machine"][0]))
         return 0
     host = json.loads(options.host)
-    profiles = list(dict.fromkeys(sample["profile"] for sample in kinds["io"]))
-    rows = rows_of(kinds["io"], profiles)
+    profiles = {part: list(dict.fromkeys(sample["profile"] for sample in kinds[part])) for part in ("io", "intent")}
+    rows, intent = rows_of(kinds["io"], profiles["io"]), Intent(kinds["intent"])
+    intent_rows = [intent.complete(row) for row in rows_of(kinds["intent"], profiles["intent"])]
     holds, drains = holds_of(kinds["hold"]), drains_of(kinds["drain"])
-    bars = bars_of(rows, holds, drains)
+    bars = bars_of(rows, holds, drains) + intent.bars() + open_bars(kinds["open"]) + crash_bars(kinds["crash"])
     machine, end = kinds["machine"][0], (kinds["end"] or [{}])[0]
-    table = (io_table(rows) + increments_lines(kinds["io"]) if rows else []) + other_tables(holds, drains) + bar_table(bars)
+    table = (io_table(rows) + increments_lines(kinds["io"]) if rows else []) + intent_table(intent_rows, SYSTEMS)
+    table += other_tables(holds, drains) + open_table(kinds["open"]) + crash_table(kinds["crash"]) + bar_table(bars)
     text = "\n".join(table + machine_lines(machine, host, end)) + "\n"
     print(text)
     title = os.path.basename(options.out)
@@ -247,10 +215,11 @@ def main():
                    "Medians; in brackets the smallest and the largest of all rounds. Ratios are taken within each round.\n"
                    f"Every row is in `{title}.json`, every run in `{title}.jsonl`.\n\n" + (f"![ratios]({title}.svg)\n\n" if rows else "") + text)
     for path in filter(None, (options.out + ".json", options.json)):
-        write_json(path, rows)
+        write_json(path, rows + intent_rows)
+    cold = [row for row in intent_rows if "cold_ratio" in row and row["cold_ratio"] is not None]
     if rows:
         with open(options.out + ".svg", "w", encoding="ascii") as file:
-            file.write(plot(rows, profiles, machine, host))
+            file.write(plot(rows, cold, machine, host))
     missed = [what for what, _, held in bars if not held]
     print(f"{len(bars) - len(missed)} of {len(bars)} bars held." + "".join(f"\n  missed: {what}" for what in missed))
     return 1 if missed else 0

@@ -18,11 +18,15 @@ import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bench_host import Client, Cycles, Daemon, Rublk, cpu_seconds, make_ram_disks, machine, pin, process_cpu_seconds, run  # noqa: E402
+from bench_crash import measure_crash  # noqa: E402
+from bench_fio import run_fio  # noqa: E402
+from bench_host import HEADS, PRIMARY, SECONDARY, Cycles, Daemon, Rublk, make_ram_disks, machine, pin, run  # noqa: E402
+from bench_intent import is_of_intent, measure_intent  # noqa: E402
+from bench_open import measure_open  # noqa: E402
+from bench_wide import wide_devices  # noqa: E402
 
-TICK = 0.2
-PRIMARY, SECONDARY = "/dev/ram0", "/dev/ram1"
 VOLUME = "bench"
+SYSTEMS = ("raw", "rublk", "tracking", "sync", "increments")
 HOLD_SIZES = {"1 GiB": 1 << 30, "1 TiB": 1 << 40, "64 TiB": 1 << 46}
 
 
@@ -45,6 +49,9 @@ class Bench:
     def say(self, text):
         print(f"bench: {time.monotonic() - self.began:5.0f} s  {text}", file=sys.stderr, flush=True)
 
+    def wide(self):
+        return wide_devices(HEADS, (PRIMARY, SECONDARY), self.options.mib)
+
     def close(self):
         """Removes what was made; whoever was stopped has to go on for that."""
         for pid in [self.daemon.pid] + (self.rublk.pids() if self.rublk else []):
@@ -55,70 +62,6 @@ class Bench:
         self.out.close()
         subprocess.run(["modprobe", "--remove", "brd"], check=False, stderr=subprocess.DEVNULL)
         run("rm", "--recursive", "--force", self.work)
-
-
-def job_file(bench, profile):
-    """The profile with this run's times in place of its own."""
-    with open(os.path.join(bench.options.profile_dir, profile + ".fio"), encoding="ascii") as file:
-        lines = file.read().splitlines()
-    times = {"ramp_time": bench.options.ramp, "runtime": bench.options.seconds}
-    lines = [f"{key}={times[key]}" if (key := line.partition("=")[0]) in times else line for line in lines]
-    path = os.path.join(bench.work, profile + ".fio")
-    with open(path, "w", encoding="ascii") as file:
-        file.write("\n".join(lines) + "\n")
-    return path
-
-
-def watch(process, pids):
-    """Notes the time, the system's and the servers' CPU time until the process ends."""
-    notes = []
-    while process.poll() is None:
-        notes.append((time.time(), cpu_seconds(), [process_cpu_seconds(pid) for pid in pids]))
-        try:
-            process.wait(TICK)
-        except subprocess.TimeoutExpired:
-            pass
-    return notes
-
-
-def cpu_within(notes, start, end):
-    """Rates of CPU time, the system's and the servers', over the notes inside the measured time."""
-    inside = [note for note in notes if start <= note[0] <= end]
-    if len(inside) < 2:
-        return None, None
-    first, last = inside[0], inside[-1]
-    elapsed = last[0] - first[0]
-    servers = sum(b - a for a, b in zip(first[2], last[2]))
-    return (last[1] - first[1]) / elapsed, servers / elapsed
-
-
-def run_fio(bench, profile, device, pids):
-    """One run of one profile: its figures, with the CPU time of the time that fio measured and nothing else."""
-    result = os.path.join(bench.work, "fio.json")
-    command = ["fio", "--output-format=json", f"--output={result}", "--eta=never", job_file(bench, profile)]
-    process = subprocess.Popen(command, env={**os.environ, "DEV": device}, stdout=subprocess.DEVNULL)
-    notes = watch(process, pids)
-    if process.returncode != 0:
-        raise RuntimeError(f"fio {profile} on {device} failed with status {process.returncode}")
-    with open(result, encoding="ascii") as file:
-        text = file.read()
-    job = json.loads(text[text.index("{"):])["jobs"][0]
-    if job["error"]:
-        raise RuntimeError(f"fio {profile} on {device}: error {job['error']}")
-    side = job["read"] if job["read"]["total_ios"] else job["write"]
-    # fio ends as soon as its time is over, and looks at its processes ten times a second.
-    end = notes[-1][0] - 0.2
-    system, servers = cpu_within(notes, end - bench.options.seconds, end)
-    iops = side["iops"]
-    percentile = side["lat_ns"]["percentile"]
-    return {
-        "iops": iops,
-        "mib_s": side["bw_bytes"] / 1048576,
-        "lat_us_p50": percentile["50.000000"] / 1000,
-        "lat_us_p99": percentile["99.000000"] / 1000,
-        "cpu_us_per_io": None if system is None else system / iops * 1e6,
-        "server_cpu_us_per_io": None if servers is None else servers / iops * 1e6,
-    }
 
 
 def rest(bench, system):
@@ -158,19 +101,26 @@ def prepare(bench, system):
 
 def measure_io(bench):
     options = bench.options
+    systems = [system for system in options.systems if system in SYSTEMS]
+    profiles = [profile for profile in options.profiles if not is_of_intent(profile)]
+    if not systems or not profiles:
+        return
     make_devices(bench)
     for number in range(options.rounds):
-        for profile in options.profiles:
-            turn = number % len(options.systems)
-            for system in options.systems[turn:] + options.systems[:turn]:
+        for profile in profiles:
+            turn = number % len(systems)
+            for system in systems[turn:] + systems[:turn]:
                 device, pids, end = prepare(bench, system)
                 figures = run_fio(bench, profile, device, pids)
                 figures.update(end())
                 bench.sample("io", round=number, system=system, profile=profile, **figures)
                 bench.say(f"round {number + 1} of {options.rounds}  {profile:24} {system:10} {figures['iops']:9.0f} IOPS")
     rest(bench, "tracking")
-    bench.client.call("down", volume=VOLUME)
-    bench.client.call("delete", volume=VOLUME)
+    bench.client.remove(VOLUME)
+    if bench.rublk:
+        rest(bench, "rublk")
+        bench.rublk.remove()
+        bench.rublk = None
 
 
 def fill(mib):
@@ -210,8 +160,7 @@ def measure_hold(bench):
             bench.sample("hold", round=number, size=name, **holds)
             bench.say(f"hold of {name}: {holds['start_us']} us")
     for volume, _ in volumes.values():
-        bench.client.call("down", volume=volume)
-        bench.client.call("delete", volume=volume)
+        bench.client.remove(volume)
 
 
 def hold_of(bench, volume, device, cuts=5):
@@ -246,8 +195,7 @@ def measure_drain(bench):
         rates = {way: size / 1048576 / ways[way]() for way in order[turn:] + order[:turn]}
         bench.sample("drain", round=number, **rates)
         bench.say("  ".join(f"{way} {rates[way]:.0f} MiB/s" for way in order))
-    bench.client.call("down", volume="drain")
-    bench.client.call("delete", volume="drain")
+    bench.client.remove("drain")
 
 
 def copy_by_dd():
@@ -308,10 +256,11 @@ def parse():
 
 def main():
     options = parse()
-    make_ram_disks(2, options.mib)
+    make_ram_disks(options.mib)
     fill(options.mib)
     bench = Bench(options)
-    parts = {"io": measure_io, "hold": measure_hold, "drain": measure_drain}
+    parts = {"io": measure_io, "intent": measure_intent, "hold": measure_hold, "open": measure_open, "crash": measure_crash,
+             "drain": measure_drain}
     try:
         bench.sample("machine", **machine(bench))
         for part in options.parts:

@@ -13,9 +13,20 @@ HZ = os.sysconf("SC_CLK_TCK")
 DEPTH = 128
 
 
-def run(*command):
-    """Runs a program to its end and returns what it printed."""
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+# Ram disks: of the io and drain parts, and beneath the wide devices of others; the heads of those; and for metadata.
+PRIMARY, SECONDARY = "/dev/ram0", "/dev/ram1"
+HEADS = "/dev/ram2", "/dev/ram3"
+METADATA = "/dev/ram4", "/dev/ram5"
+DISKS = (PRIMARY, SECONDARY, *HEADS, *METADATA)
+
+
+def run(*command, given=None, quiet=False):
+    """Runs a program to its end and returns what it printed. `quiet`: what it has to say besides is only of use if it fails."""
+    errors = subprocess.PIPE if quiet else None
+    done = subprocess.run(command, input=given, stdout=subprocess.PIPE, stderr=errors, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: status {done.returncode} {done.stderr or ''}")
+    return done.stdout
 
 
 def read(path):
@@ -35,11 +46,17 @@ def process_cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / HZ
 
 
-def make_ram_disks(count, mib):
-    """Fresh ram disks: what is in old ones is the reader's own business, so they are not touched."""
-    if os.path.exists("/sys/module/brd"):
-        raise SystemExit("bench: the ram disks of this machine are in use (module brd is loaded): remove them, or use --vm")
-    run("modprobe", "brd", f"rd_nr={count}", f"rd_size={mib * 1024}")
+def load_module(name, *parameters):
+    """Only a module that nobody else uses: what is made with it here is removed with it."""
+    if os.path.exists(f"/sys/module/{name}"):
+        raise SystemExit(f"bench: this machine uses the kernel's module {name} for something else: unload it, or use --vm")
+    run("modprobe", name, *parameters)
+
+
+def make_ram_disks(mib):
+    """Fresh ram disks: what is in old ones is the reader's own business, so they are not touched. One takes no memory before it
+    is written to."""
+    load_module("brd", f"rd_nr={len(DISKS)}", f"rd_size={mib * 1024}")
 
 
 class Client:
@@ -60,6 +77,23 @@ class Client:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
         return answer["result"]
 
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+    def remove(self, volume):
+        self.call("down", volume=volume)
+        self.call("delete", volume=volume)
+
+    def await_normal(self, volume):
+        """A new daemon has taken the volume's device back."""
+        until = time.monotonic() + 60
+        while (report := self.volume(volume))["state"] != "normal":
+            if time.monotonic() > until:
+                raise RuntimeError(f"{volume} is {report['state']}: {report['reason']}")
+            time.sleep(0.01)
+        return report
+
     def volume(self, name):
         return self.call("status", volumes=[name])["volumes"][0]
 
@@ -76,28 +110,35 @@ class Daemon:
         with open(os.path.join(self.config_dir, "farpoint.toml"), "w", encoding="ascii") as file:
             file.write(f'run_dir = "{self.run_dir}"\nstate_dir = "{self.run_dir}/state"\n')
         os.mkdir(os.path.join(self.run_dir, "state"), 0o700)
-        with open(self.log_path, "w", encoding="ascii") as log:
-            self.process = subprocess.Popen([program, "--config-dir", self.config_dir, "daemon"], stdout=log, stderr=log)
-        self.pid = self.process.pid
         self.socket_path = os.path.join(self.run_dir, "control.sock")
-        self.await_socket()
+        self.start()
 
-    def await_socket(self):
-        for _ in range(200):
-            if os.path.exists(self.socket_path):
-                return
-            time.sleep(0.05)
+    def start(self):
+        with open(self.log_path, "a", encoding="ascii") as log:
+            command = [self.program, "--config-dir", self.config_dir, "daemon"]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        self.pid = self.process.pid
+        for _ in range(1000):
+            try:
+                return self.client().close()
+            except OSError:
+                time.sleep(0.01)
         self.show_log()
         raise SystemExit("bench: the daemon did not start")
+
+    def kill(self):
+        """The devices stay, and wait for the next one."""
+        self.process.kill()
+        self.process.wait()
 
     def client(self):
         return Client(self.socket_path)
 
-    def volume(self, name, primary, secondary, queues):
+    def volume(self, name, primary, secondary, queues, *more):
         """Makes a volume and its device."""
         common = [self.program, "--config-dir", self.config_dir, "--socket", self.socket_path]
         run(*common, "create", name, f"--primary={primary}", f"--secondary={secondary}", f"--queues={queues}",
-            f"--depth={DEPTH}", "--yes", "--force")
+            f"--depth={DEPTH}", "--yes", "--force", *more)
         return run(*common, "up", name).strip()
 
     def show_log(self):

@@ -1,0 +1,111 @@
+"""The part of the bench that measures durable intent: the same writes to regions that are marked on media already, and to ones
+that are not, on farpoint, on its peers, and on a server that marks nothing.
+
+Each system is made anew for each round, so that everything is cold at first, and takes its turn with all profiles. Hot and cold
+are compared within a turn.
+"""
+
+import os
+import signal
+
+from bench_fio import run_fio
+from bench_host import METADATA, Rublk, pin
+from bench_peers import Drbd, Md
+from bench_wide import HEAD_MIB
+
+SYSTEMS = ("rublk", "tracking", "sync", "md", "drbd")
+FARPOINT = ("tracking", "sync")
+COLD_RANDOM = "randwrite-4k-qd32-cold"
+# Of the cold random writes, those that met a region for the first time: chance makes it about 0.98.
+COLD_SHARE_MIN = 0.95
+VOLUME = "intent"
+
+
+class Farpoint:
+    """A volume with its metadata on a disk of its own; with the drain paused, or in sync when a profile begins."""
+
+    def __init__(self, bench, devices, metadata, paused):
+        self.bench, self.paused, self.pids = bench, paused, [bench.daemon.pid]
+        self.device = bench.daemon.volume(VOLUME, *devices, bench.options.queues, f"--metadata={metadata}", "--in-sync")
+        if paused:
+            bench.client.call("pause", volumes=[VOLUME])
+
+    def marks(self):
+        volume = self.bench.client.volume(VOLUME)
+        return volume["hot_regions"] + volume["counters"]["intent_cleared"]
+
+    def settle(self):
+        if not self.paused:
+            self.bench.client.call("wait", volumes=[VOLUME], until="in-sync", timeout_ms=300000)
+
+    def close(self):
+        self.bench.client.remove(VOLUME)
+
+
+class Loop:
+    """rublk's loop target, which marks nothing: it shows what the devices beneath make of hot and cold."""
+
+    def __init__(self, bench, primary):
+        self.server = Rublk(bench.options.rublk, primary, bench.options.queues)
+        self.device, self.pids = self.server.device, self.server.pids()
+
+    def marks(self):
+        return 0
+
+    def settle(self):
+        pass
+
+    def close(self):
+        self.server.remove()
+
+
+def is_of_intent(profile):
+    return profile.endswith(("-hot", "-cold"))
+
+
+def make(bench, system, devices):
+    if system == "rublk":
+        return Loop(bench, devices[0])
+    if system == "md":
+        return Md(*devices, HEAD_MIB)
+    if system == "drbd":
+        return Drbd(*devices, METADATA)
+    return Farpoint(bench, devices, METADATA[0], system == "tracking")
+
+
+def turn(bench, number, system, devices):
+    """All profiles on one system, in their order: each cold one follows its hot one."""
+    # Even an idle server looks after its timers.
+    os.kill(bench.daemon.pid, signal.SIGCONT if system in FARPOINT else signal.SIGSTOP)
+    made = make(bench, system, devices)
+    try:
+        if bench.options.pin and made.pids:
+            pin(made.device)
+        for profile in filter(is_of_intent, bench.options.profiles):
+            made.settle()
+            before = made.marks()
+            figures = run_fio(bench, profile, made.device, made.pids)
+            marked = made.marks() - before
+            if profile == COLD_RANDOM and system != "rublk":
+                check_cold(system, marked, figures["ios"])
+            bench.sample("intent", round=number, system=system, profile=profile, marked=marked, **figures)
+            bench.say(f"round {number + 1} of {bench.options.rounds}  {profile:24} {system:10} {figures['iops']:9.0f} IOPS"
+                      f"  {marked} regions marked")
+    finally:
+        made.close()
+
+
+def check_cold(system, marked, writes):
+    if marked < COLD_SHARE_MIN * writes:
+        raise RuntimeError(f"{system}: {writes} cold writes marked only {marked} regions, so they were not cold")
+
+
+def measure_intent(bench):
+    systems = [system for system in bench.options.systems if system in SYSTEMS]
+    if not systems:
+        return
+    with bench.wide() as devices:
+        for number in range(bench.options.rounds):
+            first = number % len(systems)
+            for system in systems[first:] + systems[:first]:
+                turn(bench, number, system, devices)
