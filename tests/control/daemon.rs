@@ -29,24 +29,43 @@ pub fn farpoint(directory: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+/// A daemon, which does not outlive a test that fails.
+pub struct Daemon(Option<Child>);
+
+impl Daemon {
+    fn id(&self) -> u32 {
+        self.0.as_ref().expect("running").id()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.0.take() {
+            drop(daemon.kill());
+            drop(daemon.wait());
+        }
+    }
+}
+
 /// Starts a daemon and returns when it says that it is ready, as a service manager would see it.
-pub fn start(directory: &Path) -> Child {
+pub fn start(directory: &Path) -> Daemon {
     let notified = directory.join("notify");
     let _ = fs::remove_file(&notified);
     let socket = UnixDatagram::bind(&notified).expect("bound");
     socket.set_read_timeout(Some(PROMPT)).expect("timeout");
     let mut command = farpoint(directory, &["daemon"]);
     let daemon = command.env("NOTIFY_SOCKET", &notified).stderr(Stdio::piped()).spawn().expect("runs");
+    let daemon = Daemon(Some(daemon));
     let mut message = [0; 100];
     let count = socket.recv(&mut message).expect("ready in time");
     assert_eq!(message.get(..count), Some(&b"READY=1"[..]));
     daemon
 }
 
-pub fn end(daemon: Child, signal: Signal) -> Output {
+pub fn end(mut daemon: Daemon, signal: Signal) -> Output {
     let pid = Pid::from_raw(daemon.id().try_into().expect("a pid"));
     kill(pid, signal).expect("signalled");
-    daemon.wait_with_output().expect("ended")
+    daemon.0.take().expect("running").wait_with_output().expect("ended")
 }
 
 #[test]
