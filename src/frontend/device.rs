@@ -7,6 +7,7 @@
 //! A device outlives a daemon that is killed (H22): the kernel holds its I/O, hands what the daemon had in hand to the
 //! next one once more, and goes on with what waited. A write done twice is the same bytes twice, and is marked twice.
 
+use super::gate::Gate;
 use super::leftovers::Owner;
 use super::queue_io::Handler;
 use super::request::SECTOR_SHIFT;
@@ -318,10 +319,11 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
         };
         let device = Arc::new(UblkDev::new("farpoint".to_owned(), describe, control)?);
         let (tids, started) = mpsc::channel();
+        let gate = Arc::new(Gate::new(usize::from(device.dev_info.nr_hw_queues)));
         for queue in 0..device.dev_info.nr_hw_queues {
             let name = format!("ublk{}-q{queue}", device.dev_info.dev_id);
             let (device, shared, handler) = (device.clone(), self.shared.clone(), self.handler.clone());
-            let (tids, ends) = (tids.clone(), self.ends.clone());
+            let (tids, ends, passed) = (tids.clone(), self.ends.clone(), gate.clone());
             let body = move || {
                 let _ = process::become_io_flusher();
                 let _ = tids.send((queue, nix::unistd::gettid().as_raw()));
@@ -335,10 +337,11 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
                     ends.failed.store(true, Relaxed);
                     ends.ended.store(true, Relaxed);
                 };
-                ublk_queue::serve(queue, &device, &shared, &mut handler, failed);
+                ublk_queue::serve(queue, &device, &shared, &mut handler, &passed, failed);
                 ends.ended.store(true, Relaxed);
             };
-            threads.push(thread::Builder::new().name(name).spawn(body).map_err(UblkError::IOError)?);
+            let thread = thread::Builder::new().name(name).spawn(body);
+            threads.push(thread.inspect_err(|_| gate.open()).map_err(UblkError::IOError)?);
         }
         drop(tids);
         for (queue, tid) in started {
@@ -396,14 +399,19 @@ fn add(shape: &Shape) -> Result<UblkCtrl, UblkError> {
     control(-1, shape, UblkFlags::UBLK_DEV_F_ADD_DEV, flags.into())
 }
 
-/// Begins to take a device back. The kernel refuses as long as it has not ended what the killed daemon left.
+/// Begins to take a device back. The kernel refuses as long as it has not ended what the killed daemon left. Linux 6.12
+/// also refuses, in another way, if it has begun already, for a daemon that was killed in the middle of this.
 fn recover(id: i32, waiting: &UblkCtrl, shape: &Shape) -> Result<UblkCtrl, UblkError> {
     let mut left = TAKE_BACK_TRIES;
     loop {
-        match waiting.start_user_recover()? {
-            busy if busy == -libc::EBUSY && left > 0 => left -= 1,
-            error if error < 0 => return Err(UblkError::OtherError(error)),
-            _ => break,
+        match waiting.start_user_recover() {
+            Ok(busy) if busy == -libc::EBUSY && left > 0 => left -= 1,
+            Err(error) if ublk_queue::describe(&error).raw_os_error() == Some(libc::EINVAL) => break,
+            Ok(error) if error < 0 => return Err(UblkError::OtherError(error)),
+            result => {
+                result?;
+                break;
+            }
         }
     }
     control(id, shape, UblkFlags::UBLK_DEV_F_RECOVER_DEV, 0)

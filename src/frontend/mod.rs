@@ -2,6 +2,7 @@
 
 mod device;
 pub mod features;
+mod gate;
 pub mod leftovers;
 pub mod openers;
 mod queue_io;

@@ -1,6 +1,7 @@
 //! A ublk queue on its thread: one ring for the host's requests, the primary's and the doorbell. The only file that
 //! touches tags; nothing here is specific to mirroring.
 
+use super::gate::Gate;
 use super::queue_io::{Handler, QueueIo, Zeroing};
 use super::request::{Request, Tag};
 use crate::doorbell::Doorbell;
@@ -197,14 +198,17 @@ pub(super) fn serve(
     device: &UblkDev,
     shared: &Shared,
     handler: &mut impl Handler,
+    gate: &Gate,
     failed: impl Fn(&UblkError),
 ) {
-    if let Err(error) = init_ring(device.tgt.sq_depth, device.tgt.cq_depth) {
-        return failed(&error);
-    }
+    let ring = init_ring(device.tgt.sq_depth, device.tgt.cq_depth);
     let mut memory = device.alloc_queue_io_bufs();
     // Every page is touched now, and with that locked: not by the first write-back, for which memory may be short.
     memory.iter_mut().for_each(IoBuf::zero_buf);
+    gate.pass();
+    if let Err(error) = ring {
+        return failed(&error);
+    }
     if serve_with(index, device, shared, handler, &memory, failed).is_err() {
         // Requests may be under way that still refer to it.
         std::mem::forget(memory);
