@@ -43,11 +43,16 @@ skip() {
 
 fp() { "$farpoint" --config-dir "$work/etc" "$@"; }
 
-# start_daemon: starts a daemon and waits until it answers.
-start_daemon() {
+# launch_daemon: starts a daemon.
+launch_daemon() {
     "$farpoint" --config-dir "$work/etc" daemon >>"$work/daemon.log" 2>&1 &
     daemon=$!
+}
+
+# start_daemon: starts a daemon and waits until it answers.
+start_daemon() {
     local try
+    launch_daemon
     for ((try = 0; try < 300; try++)); do
         if [[ -S $work/run/control.sock ]] && fp --timeout 30 status >"$work/status" 2>&1; then return; fi
         kill -0 "$daemon" 2>/dev/null || fail "the daemon ended: $(tail -n 3 "$work/daemon.log")"

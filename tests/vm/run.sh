@@ -62,6 +62,7 @@ clean-stop       short 150
 kill-idle        smoke 150
 take-back        smoke 400
 kill-writing     short 240
+kill-recovering  short 400
 dependent-writes smoke 900
 own-device       short 120
 limits           short 150
