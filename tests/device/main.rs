@@ -17,10 +17,13 @@ mod control;
 mod disk;
 mod history;
 mod increments;
+mod marked;
+mod replay;
 mod sector;
 mod self_test;
 mod tree;
 mod workload;
+mod write_log;
 mod writing;
 
 use std::path::{Path, PathBuf};
@@ -44,6 +47,10 @@ enum Command {
     Increments(increments::Increments),
     /// Write, and tell the longest time that a write took
     Write(writing::Writing),
+    /// Write, flush, and put into the log of dm-log-writes beneath what was flushed
+    Marked(marked::Marked),
+    /// Replay the log of dm-log-writes and check what every power cut would have left
+    Replay(replay::Replay),
     /// Make, change and remove files at random
     Churn(tree::Churn),
     /// Print a digest of a tree
@@ -87,6 +94,8 @@ fn main() -> ExitCode {
             Command::SelfTest => self_test(),
             Command::Increments(increments) => increments.run(),
             Command::Write(writing) => writing.run(),
+            Command::Marked(marked) => marked.run(),
+            Command::Replay(replay) => replay.run(),
             Command::Churn(churn) => churn.run(),
             Command::Digest(digest) => digest.run(),
             Command::Compare(compare) => compare.run(),

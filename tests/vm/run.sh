@@ -64,6 +64,7 @@ take-back        smoke 400
 kill-writing     short 240
 kill-recovering  short 400
 dependent-writes smoke 900
+log-writes       short 400
 own-device       short 120
 limits           short 150
 opening          short 300
