@@ -110,9 +110,20 @@ selection() {
     true
 }
 
+# What the tests call on, besides what every machine with Debian has.
+need_tools() {
+    # shellcheck disable=SC2034 # Of install.sh.
+    local script_name=run.sh tree=$top
+    # shellcheck source-path=SCRIPTDIR source=../../scripts/lib/install.sh
+    . "$top/scripts/lib/install.sh"
+    install_missing jq:jq fio:fio python3:python3 sqlite3:sqlite3 dmsetup:dmsetup mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs \
+        mkfs.btrfs:btrfs-progs modprobe:kmod
+}
+
 # The guest does not build: its processor is emulated.
 build() {
     cd "$top"
+    need_tools
     if [[ -z ${FARPOINT_BIN:-} ]]; then
         cargo build --release --quiet
         FARPOINT_BIN=${CARGO_TARGET_DIR:-$top/target}/release/farpoint
