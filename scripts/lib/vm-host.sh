@@ -190,7 +190,7 @@ qemu_drives() {
     for disk in "${disks[@]}"; do
         file=${disk%%,*} options=''
         [[ $disk != *,* ]] || options=,${disk#*,}
-        [[ -r $file ]] || die "no disk file $file"
+        [[ $file == nbd:* || -r $file ]] || die "no disk file $file"
         [[ $options == *,format=* ]] || options+=,format=raw
         printf '%s\n' -drive "file=$file,if=none,id=disk$i$options" -device "virtio-blk-pci,drive=disk$i,serial=disk$i"
         i=$((i + 1))

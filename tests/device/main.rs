@@ -5,6 +5,7 @@
 //! the rest is run by `tests/vm/run.sh` in the guest.
 
 #![allow(
+    clippy::big_endian_bytes,
     clippy::cast_possible_truncation,
     clippy::match_bool,
     clippy::similar_names,
@@ -15,6 +16,7 @@
 mod checker;
 mod control;
 mod disk;
+mod disks;
 mod history;
 mod increments;
 mod marked;
@@ -55,6 +57,8 @@ enum Command {
     Churn(tree::Churn),
     /// Print a digest of a tree
     Digest(tree::Digest),
+    /// Serve files as disks that lose what was not flushed when the power is cut
+    Disks(disks::Disks),
     /// Compare two devices or files, as far as the first one goes
     Compare(Compare),
 }
@@ -98,6 +102,7 @@ fn main() -> ExitCode {
             Command::Replay(replay) => replay.run(),
             Command::Churn(churn) => churn.run(),
             Command::Digest(digest) => digest.run(),
+            Command::Disks(disks) => disks.run(),
             Command::Compare(compare) => compare.run(),
         },
     };

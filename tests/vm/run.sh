@@ -14,7 +14,7 @@ Builds farpoint and the tools of tests/device, boots the guest (scripts/vm) and 
 TEST is the name of a file in tests/vm without .sh.
 
   --short       the form for every commit (default)
-  --long        more of everything: 200 increments with each collision policy, larger trees, low memory
+  --long        more of everything: 200 increments with each collision policy, larger trees, 20 power cuts, low memory
   --smoke       only the tests that show that a kernel suits: about two minutes
   --kernel K    6.12 (default) or newest
   --inside      do not boot: this is the guest, or a machine with ublk that may be used for tests
@@ -35,7 +35,7 @@ die() {
 }
 
 # In this order: what fails early makes what comes later pointless. The number is the most seconds it may take: generous,
-# a limit and not a measure.
+# a limit and not a measure. Some run outside of the common guest, because they boot guests themselves.
 tests='
 first            smoke 120
 memory           smoke 120
@@ -68,6 +68,7 @@ log-writes       short 400
 own-device       short 120
 limits           short 150
 opening          short 300
+power-cut        short 900  outside
 low-memory       long  600
 '
 
@@ -101,11 +102,11 @@ wanted() {
     fi
 }
 
-# selection: the tests to run, as "NAME SECONDS".
+# selection: the tests to run, as "NAME SECONDS WHERE".
 selection() {
-    local name level seconds
-    while read -r name level seconds; do
-        [[ -n $name ]] && wanted "$name" "$level" && echo "$name $seconds"
+    local name level seconds where
+    while read -r name level seconds where; do
+        [[ -n $name ]] && wanted "$name" "$level" && echo "$name $seconds ${where:-common}"
     done <<<"$tests"
     true
 }
@@ -140,40 +141,46 @@ built() {
         sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\)".*/\1/p'
 }
 
-# boot TEST...: the exit status is that of the guest.
+# boot WHERE TEST...: the exit status is that of the guest.
 boot() {
     local options=(--timeout 2400 --memory 3072 --share "$keep")
+    shift
     [[ $form != long ]] || options[1]=7200
     [[ -z $kernel ]] || options+=(--kernel "$kernel")
     "$top/scripts/vm" "${options[@]}" -- "$here/run.sh" --inside "--$form" --keep "$keep" "$@"
 }
 
-# remaining: the names of the tests chosen that have no result yet.
+# remaining: the tests chosen that have no result yet, as "NAME SECONDS WHERE".
 remaining() {
-    local name
-    while read -r name _; do
-        grep --quiet "^[a-zA-Z]* $name\$" "$keep/results" || echo "$name"
+    local name rest
+    while read -r name rest; do
+        grep --quiet "^[a-zA-Z]* $name\$" "$keep/results" || echo "$name $rest"
     done < <(selection)
 }
 
 # run_in_guests: as many guests as are needed, within reason.
 run_in_guests() {
-    local boots status before=0 left=()
+    local boots status before=0 left=() where
     keep=${keep:-${CARGO_TARGET_DIR:-$top/target}/vm-tests}
     mkdir -p "$keep"
     keep=$(cd "$keep" && pwd -P)
     : >"$keep/results"
-    for ((boots = 0; boots < 5; boots++)); do
+    for ((boots = 0; boots < 7; boots++)); do
         mapfile -t left < <(remaining)
         ((${#left[@]} > 0)) || break
         if ((${#left[@]} == before)); then
             echo "run.sh: the guest could not run the tests" >&2
             return 3
         fi
-        before=${#left[@]}
+        before=${#left[@]} where=${left[0]##* }
+        mapfile -t left < <(printf '%s\n' "${left[@]}" | sed -n "s/ $where\$//p")
+        if [[ $where == outside ]]; then
+            run_outside "${left[@]}"
+            continue
+        fi
         rm -f "$keep/current"
         status=0
-        boot "${left[@]}" || status=$?
+        boot "$where" "${left[@]%% *}" || status=$?
         if [[ $status != [01] && -s $keep/current ]]; then
             echo "FAILED  $(<"$keep/current"): the guest ended with $status while it ran"
             echo "failed $(<"$keep/current")" >>"$keep/results"
@@ -184,8 +191,25 @@ run_in_guests() {
     done
     conclude
     mapfile -t left < <(remaining)
-    ((${#left[@]} == 0)) || { echo "run.sh: not run: ${left[*]}" >&2 && return 3; }
+    ((${#left[@]} == 0)) || { echo "run.sh: not run: ${left[*]%% *}" >&2 && return 3; }
     ! grep --quiet '^failed ' "$keep/results"
+}
+
+# run_outside "NAME SECONDS"...: tests that boot guests themselves.
+run_outside() {
+    local name seconds status began
+    export FARPOINT_LONG='' FARPOINT_KERNEL=$kernel FARPOINT_WORK
+    [[ $form != long ]] || FARPOINT_LONG=yes
+    while read -r name seconds; do
+        [[ $form != long ]] || seconds=$((seconds * 8))
+        status=0 began=$SECONDS
+        FARPOINT_WORK=$(mktemp --directory /tmp/farpoint-outside.XXXXXX)
+        timeout --signal=TERM --kill-after=60 "$seconds" "$here/$name.sh" >"$keep/$name.log" 2>&1 </dev/null || status=$?
+        ((status != 124)) || echo "FAILED: it did not end in $seconds seconds" >>"$keep/$name.log"
+        verdict "$name" "$status" "$keep/$name.log" $((SECONDS - began))
+        # Some of it may be root's.
+        rm -rf "$FARPOINT_WORK" 2>/dev/null || sudo rm -rf "$FARPOINT_WORK" || true
+    done < <(printf '%s\n' "$@")
 }
 
 conclude() {
@@ -256,7 +280,7 @@ verdict() {
 aftermath() {
     local clean=0 messages each
     messages=$(dmesg | sed "0,/farpoint-test: $1\$/d" |
-        grep --extended-regexp 'blocked for more than|BUG:|WARNING:|Oops|general protection|refcount_t|KASAN' |
+        grep --extended-regexp 'blocked for more than|Out of memory|BUG:|WARNING:|Oops|general protection|refcount_t|KASAN' |
         grep --invert-match 'soft lockup') || true
     if [[ -n $messages ]]; then
         echo "FAILED: the kernel complains: $messages"
@@ -314,15 +338,20 @@ hung() {
 
 # Called by run_in_guests, or by hand on a machine that has ublk.
 run_inside() {
-    local name seconds by_hand=''
+    local name seconds where by_hand=''
     prepare
     if [[ -z $keep ]]; then
         by_hand=yes keep=$directory
         : >"$keep/results"
     fi
     echo "farpoint tests ($form) on Linux $(uname -r)"
-    while read -r name seconds <&3; do
-        run_test "$name" "$seconds"
+    while read -r name seconds where <&3; do
+        if [[ $where == outside ]]; then
+            echo "skipped: it boots guests itself; run it without --inside" >"$keep/$name.log"
+            verdict "$name" 77 "$keep/$name.log" 0
+        else
+            run_test "$name" "$seconds"
+        fi
     done 3< <(selection)
     rm -f "$keep/current"
     [[ -z $by_hand ]] || conclude

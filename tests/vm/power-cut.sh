@@ -1,0 +1,128 @@
+#!/bin/bash
+# Power cuts: a guest is ended at once, again and again, while a database commits, files are written and increments are
+# formed on the device, or while it copies again what the last cut left; what its disks had not flushed is gone, in part and
+# torn. The next one finds every commit that was acknowledged, a sound file system and database, the increment void and no
+# number used twice, and both sides become equal (P1, P5, H5, H7, H22; section 5).
+#
+# Runs outside, and boots power-cut-inside.sh once for each cut and once more. What was acknowledged is kept outside, in
+# a directory shared with the guest.
+
+set -euo pipefail
+
+# scripts/vm would become root, and an ordinary user cannot end it then.
+if [[ $(id -u) != 0 ]]; then
+    passed=("PATH=$PATH" "FARPOINT_CACHE=${FARPOINT_CACHE:-$HOME/.cache/farpoint}")
+    for name in "${!FARPOINT_@}" "${!CARGO@}"; do passed+=("$name=${!name}"); done
+    exec sudo -- env "${passed[@]}" "${BASH_SOURCE[0]}"
+fi
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+device=${FARPOINT_DEVICE_BIN:?start tests with tests/vm/run.sh NAME}
+work=${FARPOINT_WORK:?start tests with tests/vm/run.sh NAME}
+cuts=2 boot_limit=400 seed=${FARPOINT_SEED:-$(($(date +%s) % 32768))} guest='' server=''
+[[ -z ${FARPOINT_LONG:-} ]] || cuts=20
+
+say() { echo "-- $*"; }
+
+fail() {
+    echo "FAILED: $*"
+    [[ ! -s $work/guest ]] || tail -n 30 "$work/guest" | sed 's/^/    /'
+    exit 1
+}
+
+# What is started here ends with it; the guest's own processes end with scripts/vm.
+clean_up() {
+    local each
+    for each in "$guest" "$server"; do [[ -z $each ]] || kill -TERM "$each" 2>/dev/null || true; done
+    wait 2>/dev/null || true
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+# Powers the disks; of what is not flushed at the cut a part that follows from the seed is lost.
+start_disks() {
+    rm -f "$work/cut"
+    "$device" disks --cut "$work/cut" --seed "$1" "${files[@]}" >"$work/disks" &
+    server=$!
+    local file
+    for file in "${files[@]}"; do
+        until [[ -S ${file%.*}.socket ]]; do
+            [[ -d /proc/$server ]] || fail "the disks do not start"
+            sleep 0.05
+        done
+    done
+}
+
+# boot CUT: the guest, in the background.
+boot() {
+    local disks=() file
+    for file in "${files[@]}"; do disks+=(--disk "nbd:unix:${file%.*}.socket"); done
+    rm -f "$share/writing"
+    "$here/../../scripts/vm" --timeout "$boot_limit" --memory 1024 --share "$share" "${kernel[@]}" "${disks[@]}" \
+        -- "$here/power-cut-inside.sh" "$share" "$1" "$2" >"$work/guest" 2>&1 </dev/null &
+    guest=$!
+}
+
+# cut_power: the disks stop at one instant; whatever the guest still does afterwards reaches nobody.
+cut_power() {
+    touch "$work/cut"
+    wait "$server" || fail "the disks: $(cat "$work/disks")"
+    server=''
+    kill -TERM "$guest"
+    wait "$guest" || true
+    guest=''
+    cat "$work/disks"
+}
+
+# scratch FIRST COUNT: how many bytes of these blocks of 4 KiB are as the guest wrote them to the scratch disk.
+scratch() { dd if="$work/scratch.disk" bs=4k skip="$1" count="$2" status=none | tr --delete --complement x | wc --bytes; }
+
+share=$work/share files=() kernel=()
+[[ -z ${FARPOINT_KERNEL:-} ]] || kernel=(--kernel "$FARPOINT_KERNEL")
+mkdir -p "$share"
+say "seed $seed (FARPOINT_SEED)"
+RANDOM=$seed
+for each in primary:64M secondary:64M metadata:1M scratch:8M; do
+    files+=("$work/${each%:*}.disk")
+    truncate --size="${each#*:}" "${files[-1]}"
+done
+lost=0 void=0
+for ((each = 0; each <= cuts; each++)); do
+    last='' delay="$((RANDOM % 8)).$((RANDOM % 10))"
+    ((each < cuts)) || last=last
+    start_disks "$((seed + each))"
+    boot "$each" "$last"
+    if [[ -n $last ]]; then
+        wait "$guest" || fail "the last guest ended with $?"
+        guest=''
+        cat "$work/guest"
+        touch "$work/cut"
+        wait "$server" || fail "the disks: $(cat "$work/disks")"
+        server=''
+        cmp "$work/primary.disk" "$work/secondary.disk" || fail "primary and secondary differ"
+        break
+    fi
+    until [[ -e $share/writing ]]; do
+        [[ -d /proc/$guest ]] || fail "guest $each ended before it wrote"
+        sleep 0.1
+    done
+    sleep "$delay"
+    [[ -d /proc/$guest ]] || fail "guest $each ended by itself"
+    cut_power
+    say "cut $each, $delay s after guest $each was $(cat "$share/writing")"
+    sed 's/^/    /' "$work/guest"
+    # The next guest must find it void.
+    [[ ! -e $share/started || $(<"$share/started") == $(cat "$share/completed" 2>/dev/null) ]] || void=$((void + 1))
+    # The control: that something is lost at all, and only what was not flushed.
+    flushed=$(scratch 0 64) unflushed=$(scratch 64 1024)
+    ((flushed == 64 * 4096)) || fail "of $((64 * 4096)) flushed bytes $flushed are there"
+    ((unflushed < 1024 * 4096)) || fail "nothing was lost of what was not flushed"
+    say "the scratch disk has all of its flushed bytes, and $unflushed of $((1024 * 4096)) others"
+    while IFS='=' read -r _ sectors; do lost=$((lost + sectors)); done < <(grep -o --extended-regexp '^(prim|second)ary: .*' "$work/disks" | grep -o 'lost_sectors=.*')
+done
+((void > 0)) || fail "none of the cuts hit an increment"
+echo "figure: cuts=$cuts"
+echo "figure: lost_sectors=$lost"
+echo "figure: transactions=$(cat "$share"/ack.* | awk '{ sum += $1 } END { print sum }')"
+echo "figure: increments=$(cat "$share/started")"
+echo "figure: void=$void"
