@@ -2,6 +2,7 @@
 //! never up here, so no kernel driver is needed.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -57,7 +58,13 @@ pub fn start(directory: &Path) -> Daemon {
     let daemon = command.env("NOTIFY_SOCKET", &notified).stderr(Stdio::piped()).spawn().expect("runs");
     let daemon = Daemon(Some(daemon));
     let mut message = [0; 100];
-    let count = socket.recv(&mut message).expect("ready in time");
+    let count = loop {
+        match socket.recv(&mut message) {
+            // A wait with a limit is not taken up again after a signal.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            received => break received.expect("ready in time"),
+        }
+    };
     assert_eq!(message.get(..count), Some(&b"READY=1"[..]));
     daemon
 }
