@@ -46,7 +46,15 @@ impl Controller {
         };
         spawn_blocking(move || {
             let free = if force { Ok(()) } else { unused(&device.path()) };
-            let removed = free.and_then(|()| leftovers::remove(device.id).map_err(|error| device_failure(&error)));
+            let removed = free.and_then(|()| {
+                // Looking for its users takes time.
+                let found = leftovers::find().map_err(|error| device_failure(&error))?;
+                if !found.contains(&device) {
+                    let why = format!("{} has changed meanwhile; look at farpoint devices again", device.path());
+                    return Err(Failure::new(FailureKind::WrongState, why));
+                }
+                leftovers::remove(device.id).map_err(|error| device_failure(&error))
+            });
             answer(reply, removed.map(|()| Response::Done(Done::default())));
         });
     }

@@ -138,7 +138,7 @@ impl Controller {
                 }
                 self.add(name, *volume, *known);
                 // A device that waits for a volume that was not known may be its own.
-                self.strangers = self.strangers.map(|_| Instant::now());
+                self.strangers = Some(Instant::now());
             }
             Err(failure) => {
                 if self.left_out.insert(name.clone()) {
@@ -327,7 +327,7 @@ impl Controller {
         }
     }
 
-    /// `force`: even if an increment's number is being stored, which takes for ever where metadata hangs.
+    /// Unless nobody uses it, even if an increment's number is being stored, which takes for ever where metadata hangs.
     pub(super) fn take_down(&mut self, name: &str, ending: Ending, reply: Option<Reply>) {
         if self.is_being_cut(name) {
             if ending == Ending::Unused {
@@ -436,31 +436,20 @@ impl Controller {
         number.is_some_and(|number| !self.increments.contains_key(&number))
     }
 
-    /// The daemon ends: takes down what is up and not in use, and waits for what is under way.
+    /// The daemon ends: takes down what is not in use, then leaves the rest to the next one, as late as can be: their
+    /// users wait from then on. What has come up meanwhile is left as well, for it may have been waited for.
     pub(super) async fn end(mut self, notes: &mut mpsc::UnboundedReceiver<Note>) -> Result<(), Failure> {
-        let names: Vec<String> = self.volumes.keys().cloned().collect();
-        tracing::info!("ending: taking {} volumes down", names.len());
-        self.leave_used().await;
-        let mut asked = false;
-        loop {
-            for name in &names {
-                if self.volumes.get(name).is_some_and(|entry| matches!(entry.phase, Phase::Up(_))) {
-                    self.take_down(name, Ending::Force, None);
-                }
-            }
-            let busy = self.volumes.values().any(|entry| matches!(entry.phase, Phase::Busy(_) | Phase::Up(_)));
-            if !busy {
-                break;
-            }
-            if !asked {
-                asked = true;
-                tracing::info!("waiting for volumes to stop");
-            }
-            match notes.recv().await {
-                Some(note) => self.note(note),
-                None => break,
-            }
+        self.ending = true;
+        tracing::info!("ending: taking {} volumes down", self.volumes.len());
+        let used = self.used().await;
+        for name in self.up_now().into_iter().filter(|name| !used.contains(name)) {
+            self.take_down(&name, Ending::Force, None);
         }
+        self.settle(notes).await;
+        for name in self.up_now() {
+            self.take_down(&name, Ending::KeepDevice, None);
+        }
+        self.settle(notes).await;
         let failed: Vec<_> = self.volumes.iter().filter(|(_, entry)| matches!(entry.phase, Phase::Failed(_))).collect();
         if failed.is_empty() {
             return Ok(());
@@ -470,6 +459,19 @@ impl Controller {
             FailureKind::Failed,
             format!("not taken down cleanly: {names}; their next start copies all tracks of hot regions"),
         ))
+    }
+
+    fn up_now(&self) -> Vec<String> {
+        let up = self.volumes.iter().filter(|(_, entry)| matches!(entry.phase, Phase::Up(_)));
+        up.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Waits for everything that is under way.
+    async fn settle(&mut self, notes: &mut mpsc::UnboundedReceiver<Note>) {
+        while self.volumes.values().any(|entry| matches!(entry.phase, Phase::Busy(_))) {
+            let Some(note) = notes.recv().await else { return };
+            self.note(note);
+        }
     }
 }
 

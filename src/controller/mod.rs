@@ -82,6 +82,8 @@ pub struct Controller {
     strangers: Option<Instant>,
     increments: BTreeMap<IncrementNo, Running>,
     watchers: Watchers,
+    /// Nothing is taken back any more.
+    ending: bool,
     notes: mpsc::UnboundedSender<Note>,
     next_id: usize,
     /// The highest number of an increment so far, of whatever volume.
@@ -123,6 +125,7 @@ impl Controller {
             strangers: None,
             increments: BTreeMap::new(),
             watchers: Watchers::default(),
+            ending: false,
             // Replaced by `run`, which has the other end.
             notes: mpsc::unbounded_channel().0,
             next_id: 0,

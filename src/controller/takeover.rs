@@ -5,7 +5,7 @@
 
 use super::api::{Done, Failure, FailureKind, Response};
 use super::entry::{Entry, Phase, Waiting};
-use super::lifecycle::{Ending, unused};
+use super::lifecycle::unused;
 use super::{Controller, Note, Reply, answer};
 use crate::frontend::leftovers::{self, Leftover};
 use crate::frontend::openers;
@@ -82,6 +82,9 @@ impl Controller {
 
     /// Takes back what waits, when its time has come.
     pub(super) fn try_again(&mut self) {
+        if self.ending {
+            return;
+        }
         let now = Instant::now();
         if self.strangers.is_some_and(|at| at <= now) {
             // Set again by what comes of it.
@@ -98,8 +101,8 @@ impl Controller {
         }
     }
 
-    /// At the end: whoever uses a device keeps it.
-    pub(super) async fn leave_used(&mut self) {
+    /// At the end: the volumes whose users keep their device.
+    pub(super) async fn used(&self) -> Vec<String> {
         let up = |(name, entry): (&String, &Entry)| match &entry.phase {
             Phase::Up(volume) if volume.broken().is_none() => Some((name.clone(), volume.device_path())),
             _ => None,
@@ -107,11 +110,12 @@ impl Controller {
         let devices: Vec<_> = self.volumes.iter().filter_map(up).collect();
         let look = move || devices.into_iter().map(|(name, device)| (name, openers::of(&device), device));
         let found = spawn_blocking(move || look().filter(|(_, users, _)| !users.is_empty()).collect::<Vec<_>>());
-        for (name, users, device) in found.await.unwrap_or_default() {
+        let found = found.await.unwrap_or_default();
+        for (name, users, device) in &found {
             let users = users.join(", ");
             tracing::warn!("{name}: {device} is in use: {users}; its I/O waits until a daemon runs again");
-            self.take_down(&name, Ending::KeepDevice, None);
         }
+        found.into_iter().map(|(name, ..)| name).collect()
     }
 
     /// `down` of a volume whose device waits: it cannot be saved any more by then, only removed.

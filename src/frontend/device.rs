@@ -268,8 +268,9 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
         let _ = answers.send(Answer::Started);
         let ended = match orders.recv() {
             Ok(Order::HandOver) => {
-                self.shared.hand_over(threads.len());
-                let _ = answers.send(Answer::Stopped);
+                let has_ended = || self.ends.ended.load(Relaxed);
+                self.shared.hand_over(threads.len(), has_ended);
+                let _ = answers.send(if has_ended() { Answer::Failed(DeviceError::Queue) } else { Answer::Stopped });
                 // The end of the process ends these threads, and that the kernel takes for the end of the server. Were
                 // their rings closed before, requests that are just coming in would be lost in Linux 6.12.
                 join(threads);

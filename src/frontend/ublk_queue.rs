@@ -47,7 +47,7 @@ pub struct Shared {
     pub zeroing: storage::Zeroing,
     /// The device could not be started: its queues end although nobody has stopped it.
     pub abandoned: AtomicBool,
-    /// The device is left to the next daemon: its queues begin nothing new.
+    /// The device is left to the next daemon: its queues take nothing new.
     pub handing_over: AtomicBool,
     /// Queues that have ended what they had begun, after that.
     pub handed_over: AtomicUsize,
@@ -70,11 +70,11 @@ impl Shared {
         self.ring_all();
     }
 
-    /// Blocks until the queues have ended what they had begun.
-    pub(super) fn hand_over(&self, queues: usize) {
+    /// Blocks until the queues have ended what they had begun, or one has ended in another way.
+    pub(super) fn hand_over(&self, queues: usize, has_ended: impl Fn() -> bool) {
         self.handing_over.store(true, Relaxed);
         self.ring_all();
-        while self.handed_over.load(Acquire) < queues {
+        while self.handed_over.load(Acquire) < queues && !has_ended() {
             thread::sleep(HAND_OVER_LOOK);
         }
     }

@@ -106,6 +106,8 @@ pub struct Keeper {
     cooled: Vec<RegionNo>,
     grace: Option<u64>,
     graces: u64,
+    /// The primary may have lost what it acknowledged: nothing is cleared any more.
+    doubt: bool,
     /// How often tracks had been put back before the first of them was cooled, and when that was.
     put_back: u64,
     cooled_ms: u64,
@@ -133,6 +135,7 @@ impl Keeper {
             cooled: Vec::with_capacity(limits.batch),
             grace: None,
             graces: 0,
+            doubt: false,
             put_back: 0,
             cooled_ms: 0,
             wakes: Queues::default(),
@@ -289,7 +292,8 @@ impl Keeper {
             self.figures.page_writes += 1;
             return Some(Op::Write(page));
         }
-        if self.grace.is_some() || regions.is_in_doubt() {
+        self.doubt = regions.is_in_doubt();
+        if self.grace.is_some() || self.doubt {
             return None;
         }
         if self.sweep.rests() {
@@ -309,7 +313,7 @@ impl Keeper {
 
     /// When to ask again although nothing came.
     pub fn wake_at(&self, now_ms: u64) -> Option<u64> {
-        if self.figures.failed || self.grace.is_some() || self.figures.hot == 0 {
+        if self.figures.failed || self.doubt || self.grace.is_some() || self.figures.hot == 0 {
             return None;
         }
         let due_ms = if self.sweep.rests() { self.sweep.due_ms(self.excess()) } else { self.sweep.goes_on_ms };

@@ -71,7 +71,7 @@ impl Pages for IntentArea {
 #[derive(Debug, Default)]
 pub struct IntentStatus {
     figures: Mutex<Figures>,
-    /// When the page write under way began, in milliseconds of the daemon's clock and 1; 0 without one.
+    /// When the request under way began, in milliseconds of the daemon's clock and 1; 0 without one.
     writing_since_ms: AtomicU64,
 }
 
@@ -80,7 +80,7 @@ impl IntentStatus {
         *self.figures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a page write takes so long that nobody should wait for it any more.
+    /// Whether a request takes so long that nobody should wait for it any more.
     pub fn hangs(&self, began: Instant) -> bool {
         let since_ms = self.writing_since_ms.load(SeqCst);
         since_ms != 0 && Duration::from_millis(now_ms(began).saturating_sub(since_ms)) > STALL
@@ -234,8 +234,9 @@ fn run(parts: Parts) {
             shared.keeper.bell().wait(until.saturating_sub(now).min(SLEEP_MS_MAX));
             continue;
         }
-        status.writing_since_ms.store(now.max(1), SeqCst);
-        let result = write(&*pages, &keeper, &together);
+        let result = write(&*pages, &keeper, &together, || {
+            status.writing_since_ms.store(now_ms(began).max(1), SeqCst);
+        });
         status.writing_since_ms.store(0, SeqCst);
         for page in together.drain(..) {
             keeper.written(page, result.is_ok(), &regions);
@@ -249,16 +250,21 @@ fn run(parts: Parts) {
     }
 }
 
-/// Writes the pages as the keeper has them now; durable when it returns.
-fn write(pages: &dyn Pages, keeper: &Keeper, numbers: &[PageNo]) -> io::Result<()> {
-    match numbers {
-        [] => Ok(()),
-        [page] => pages.write(*page, keeper.page(*page)),
-        several => {
-            several.iter().try_for_each(|page| pages.write_lazily(*page, keeper.page(*page)))?;
-            pages.flush()
-        }
+/// Writes the pages as the keeper has them now; durable when it returns. `begins` is told of each request.
+fn write(pages: &dyn Pages, keeper: &Keeper, numbers: &[PageNo], begins: impl Fn()) -> io::Result<()> {
+    if let [page] = numbers {
+        begins();
+        return pages.write(*page, keeper.page(*page));
     }
+    for page in numbers {
+        begins();
+        pages.write_lazily(*page, keeper.page(*page))?;
+    }
+    if numbers.is_empty() {
+        return Ok(());
+    }
+    begins();
+    pages.flush()
 }
 
 /// Rings those whose writes may go on.

@@ -84,10 +84,10 @@ impl Disks {
             thread::sleep(LOOK);
         }
         let disks = power.lock().unwrap_or_else(PoisonError::into_inner).take();
-        for (disk, path) in disks.into_iter().flatten().zip(&self.files) {
+        for (number, (disk, path)) in disks.into_iter().flatten().zip(&self.files).enumerate() {
             let name = path.file_stem().unwrap_or_default().display().to_string();
             let (unflushed, flushes) = (disk.unflushed.len(), disk.flushes);
-            let kept = disk.lose(self.seed).map_err(|error| format!("{name}: {error}"))?;
+            let kept = disk.lose(self.seed ^ (number as u64) << 40).map_err(|error| format!("{name}: {error}"))?;
             println!("{name}: flushes={flushes} unflushed_sectors={unflushed} lost_sectors={}", unflushed - kept);
         }
         Ok(())

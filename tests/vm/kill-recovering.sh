@@ -56,6 +56,15 @@ kill_between() {
     ((killed[$(moment)] += 1))
 }
 
+# kill_up: starts a daemon and kills it soon after the device is up.
+kill_up() {
+    launch
+    wait_for "the device to be up" said "is up as"
+    sleep "0.$((RANDOM % 3))"
+    kill_daemon
+    ((killed[$(moment)] += 1))
+}
+
 # crash_and_crash_again: killed, five times more as it comes back, and then let live.
 crash_and_crash_again() {
     local when
@@ -64,7 +73,7 @@ crash_and_crash_again() {
         case $when in
             starting) kill_between 0 $((taking_us / 2)) ;;
             taking) kill_between "$taking_us" "$up_us" ;;
-            copying) kill_between $((up_us * 5 / 4)) $((up_us * 2)) ;;
+            copying) kill_up ;;
         esac
     done
     start_daemon
