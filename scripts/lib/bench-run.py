@@ -121,6 +121,7 @@ def measure_io(bench):
         rest(bench, "rublk")
         bench.rublk.remove()
         bench.rublk = None
+        rest(bench, "tracking")
 
 
 def fill(mib):
