@@ -46,10 +46,11 @@ missing_build_packages() {
     missing_packages cc:gcc
     [[ -e /usr/include/stdio.h ]] || echo libc6-dev
     [[ -e /usr/include/linux/ublk_cmd.h ]] || echo linux-libc-dev
-    if [[ -z ${LIBCLANG_PATH:-} ]] && ! compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null; then
-        echo libclang-dev
-    fi
+    [[ -n ${LIBCLANG_PATH:-} ]] || has_libclang || echo libclang-dev
 }
+
+# libclang-cpp is another library, which machines may have without this one.
+has_libclang() { compgen -G '/usr/lib/llvm-*/lib/libclang.so*' >/dev/null || compgen -G '/usr/lib/llvm-*/lib/libclang-[0-9]*.so*' >/dev/null; }
 
 # install_missing PROGRAM:PACKAGE...: these and what the build needs.
 install_missing() {
