@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::slice;
-#[cfg(not(farpoint_loom))]
+#[cfg(not(feature = "loom"))]
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -83,7 +83,7 @@ impl Mapping {
     }
 
     /// Populates the first `bytes` now, so that no page fault waits for memory later. Failing only means later faults.
-    #[cfg_attr(farpoint_loom, allow(dead_code, reason = "the words of loom are not mapped"))]
+    #[cfg_attr(feature = "loom", allow(dead_code, reason = "the words of loom are not mapped"))]
     #[expect(unsafe_code, reason = "madvise")]
     fn populate(&self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
@@ -93,7 +93,7 @@ impl Mapping {
 
     /// Behind the first `bytes` a touch costs a page of memory and not a huge one: those of a sparse volume would add
     /// up to all of it, and the zeroing to seconds. Failing only means that.
-    #[cfg_attr(farpoint_loom, allow(dead_code, reason = "the words of loom are not mapped"))]
+    #[cfg_attr(feature = "loom", allow(dead_code, reason = "the words of loom are not mapped"))]
     #[expect(unsafe_code, reason = "madvise")]
     fn keep_sparse(&self, bytes: usize) {
         let Some(rest) = self.bytes.checked_sub(bytes).filter(|rest| *rest > 0) else { return };
@@ -263,7 +263,7 @@ impl fmt::Debug for Buffer {
 /// acquire and release. Here every access reads the newest value and writes it, so that they are in one order; and so
 /// that loom, which remembers only the last access to a word, does not miss that a load of one thread and a change of
 /// another depend on each other when the other has loaded the word in between.
-#[cfg(farpoint_loom)]
+#[cfg(feature = "loom")]
 pub mod sequential {
     use loom::sync::atomic::{self, Ordering};
 
@@ -327,11 +327,11 @@ pub mod sequential {
 }
 
 /// As the real one, of loom's atomics, in ordinary memory: small, for exploring interleavings.
-#[cfg(farpoint_loom)]
+#[cfg(feature = "loom")]
 #[derive(Debug)]
 pub struct Words(Box<[sequential::AtomicU64]>);
 
-#[cfg(farpoint_loom)]
+#[cfg(feature = "loom")]
 impl Words {
     pub fn new(words: usize) -> Result<Self, MemoryError> {
         Ok(Self((0..words).map(|_| sequential::AtomicU64::new(0)).collect()))
@@ -342,7 +342,7 @@ impl Words {
     }
 }
 
-#[cfg(farpoint_loom)]
+#[cfg(feature = "loom")]
 impl Deref for Words {
     type Target = [sequential::AtomicU64];
 
@@ -353,13 +353,13 @@ impl Deref for Words {
 
 /// A fixed array of zeroed words for a bitmap. Costs memory only where it was touched (beyond
 /// [`WORDS_POPULATED_BYTES_MAX`]), and what was touched is never paged out.
-#[cfg(not(farpoint_loom))]
+#[cfg(not(feature = "loom"))]
 pub struct Words {
     mapping: Mapping,
     words: usize,
 }
 
-#[cfg(not(farpoint_loom))]
+#[cfg(not(feature = "loom"))]
 impl Words {
     /// `words` zeroed words; zero words is a valid, empty array.
     pub fn new(words: usize) -> Result<Self, MemoryError> {
@@ -381,7 +381,7 @@ impl Words {
     }
 }
 
-#[cfg(not(farpoint_loom))]
+#[cfg(not(feature = "loom"))]
 impl Deref for Words {
     type Target = [AtomicU64];
 
@@ -393,7 +393,7 @@ impl Deref for Words {
     }
 }
 
-#[cfg(not(farpoint_loom))]
+#[cfg(not(feature = "loom"))]
 impl fmt::Debug for Words {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Words").field("words", &self.words).finish_non_exhaustive()

@@ -1,8 +1,7 @@
 //! The lock-free protocol of tracking under every interleaving that its memory model allows (hazards: H2, H12, H14).
 //!
-//! `RUSTFLAGS="--cfg farpoint_loom" cargo test --release --test loom`. The cfg has a name of its own, because some
-//! dependencies look at `loom` themselves. Loom needs few threads and few atomics, so each test is one meeting of two.
-#![cfg(farpoint_loom)]
+//! `cargo test --release --features loom --test loom`. Loom needs few threads and few atomics, so each test is one
+//! meeting of two.
 
 use farpoint::geometry::{Geometry, TrackNo, TrackRange};
 use farpoint::intent::{RegionNo, RegionRange, Regions};

@@ -11,9 +11,9 @@ use crate::memory::Words;
 use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
 
-#[cfg(farpoint_loom)]
+#[cfg(feature = "loom")]
 use crate::memory::sequential::{AtomicU32, AtomicU64};
-#[cfg(not(farpoint_loom))]
+#[cfg(not(feature = "loom"))]
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Size of a region that nobody chose, and the largest, in bytes.

@@ -244,7 +244,7 @@ fn index(word: u64) -> usize {
     word as usize
 }
 
-#[cfg(all(test, not(farpoint_loom)))]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

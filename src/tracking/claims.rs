@@ -6,10 +6,10 @@ use crate::geometry::TrackNo;
 
 /// Number of stripes; tracks this far apart share one. Larger than any run of tracks that is claimed at once (a
 /// request of 32 MiB in tracks of 4 KiB), so that no run meets itself.
-#[cfg(not(farpoint_loom))]
+#[cfg(not(feature = "loom"))]
 pub const STRIPES: u64 = 1 << 16;
 /// One word of them, so that loom has few atomics to follow.
-#[cfg(farpoint_loom)]
+#[cfg(feature = "loom")]
 pub const STRIPES: u64 = 64;
 
 /// Most queues a volume may have: each waiter has a bit.
