@@ -90,6 +90,8 @@ impl Shared {
 struct UblkIo<'a> {
     queue: &'a UblkQueue<'a>,
     memory: &'a [IoBuf<u8>],
+    /// The ring knows the memory of each tag by the tag's number.
+    registered: bool,
     shared: &'a Shared,
     /// Tags that the kernel has, and own requests under way.
     at_kernel: usize,
@@ -114,14 +116,24 @@ impl UblkIo<'_> {
 impl QueueIo for UblkIo<'_> {
     #[inline]
     fn read(&mut self, tag: Tag, offset: u64, length: u32, done: u32) {
-        let entry = opcode::Read::new(PRIMARY, self.memory(tag, done), length).offset(offset).build();
+        let memory = self.memory(tag, done);
+        let entry = if self.registered {
+            opcode::ReadFixed::new(PRIMARY, memory, length, tag).offset(offset).build()
+        } else {
+            opcode::Read::new(PRIMARY, memory, length).offset(offset).build()
+        };
         self.submit(entry, KIND_PRIMARY | u64::from(tag));
     }
 
     #[inline]
     fn write(&mut self, tag: Tag, offset: u64, length: u32, done: u32, durable: bool) {
+        let memory = self.memory(tag, done);
         let flags = if durable { libc::RWF_DSYNC } else { 0 };
-        let entry = opcode::Write::new(PRIMARY, self.memory(tag, done), length).offset(offset).rw_flags(flags).build();
+        let entry = if self.registered {
+            opcode::WriteFixed::new(PRIMARY, memory, length, tag).offset(offset).rw_flags(flags).build()
+        } else {
+            opcode::Write::new(PRIMARY, memory, length).offset(offset).rw_flags(flags).build()
+        };
         self.submit(entry, KIND_PRIMARY | u64::from(tag));
     }
 
@@ -205,11 +217,13 @@ pub(super) fn serve(
     let mut memory = device.alloc_queue_io_bufs();
     // Every page is touched now, and with that locked: not by the first write-back, for which memory may be short.
     memory.iter_mut().for_each(IoBuf::zero_buf);
+    let registered = ring.map(|()| register(&memory));
     gate.pass();
-    if let Err(error) = ring {
-        return failed(&error);
-    }
-    if serve_with(index, device, shared, handler, &memory, failed).is_err() {
+    let registered = match registered {
+        Ok(registered) => registered,
+        Err(error) => return failed(&error),
+    };
+    if serve_with(index, device, shared, handler, (&memory, registered), failed).is_err() {
         // Requests may be under way that still refer to it.
         std::mem::forget(memory);
     }
@@ -220,14 +234,14 @@ fn serve_with(
     device: &UblkDev,
     shared: &Shared,
     handler: &mut impl Handler,
-    memory: &Vec<IoBuf<u8>>,
+    (memory, registered): (&Vec<IoBuf<u8>>, bool),
     failed: impl Fn(&UblkError),
 ) -> Result<(), UblkError> {
     let queue = UblkQueue::new(index, device)
         .and_then(|queue| queue.submit_fetch_commands_unified(BufDescList::Slices(Some(memory))));
     let queue = queue.inspect_err(&failed)?;
     let depth = usize::from(device.dev_info.queue_depth);
-    let mut io = UblkIo { queue: &queue, memory, shared, at_kernel: depth, own: 0, failed: None };
+    let mut io = UblkIo { queue: &queue, memory, registered, shared, at_kernel: depth, own: 0, failed: None };
     let bell = &shared.bells[usize::from(index)];
     arm(bell, &mut io);
     turn(bell, handler, &mut io).inspect_err(|error| {
@@ -306,6 +320,20 @@ fn init_ring(sq_depth: u16, cq_depth: u16) -> Result<(), UblkError> {
             .map_err(UblkError::IOError)?;
         cell.set(RefCell::new(ring)).map_err(|_| UblkError::OtherError(-libc::EEXIST))
     })
+}
+
+/// Has the ring hold the tags' memory, so that the kernel need not look up and hold its pages for every request anew.
+/// Says whether it does; where it cannot, requests take a little longer and that is all.
+#[expect(unsafe_code, reason = "registering memory with a ring")]
+fn register(memory: &[IoBuf<u8>]) -> bool {
+    let all: Vec<_> = memory
+        .iter()
+        .map(|tag| libc::iovec { iov_base: tag.as_mut_ptr().cast(), iov_len: tag.as_slice().len() })
+        .collect();
+    // SAFETY: the ring holds the pages by itself, and the memory is neither moved nor given back before the ring has
+    // ended: by `serve`, which forgets it if requests may still be under way.
+    let done = with_task_io_ring_mut(|ring| unsafe { ring.submitter().register_buffers(&all) });
+    done.inspect_err(|error| tracing::debug!("a queue's memory cannot be registered: {error}")).is_ok()
 }
 
 fn arm(bell: &Doorbell, io: &mut UblkIo) {
