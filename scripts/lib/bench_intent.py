@@ -15,7 +15,7 @@ from bench_wide import HEAD_MIB
 
 SYSTEMS = ("rublk", "tracking", "sync", "md", "drbd")
 FARPOINT = ("tracking", "sync")
-COLD_RANDOM = "randwrite-4k-qd32-cold"
+HOT_RANDOM, COLD_RANDOM = "randwrite-4k-qd32-hot", "randwrite-4k-qd32-cold"
 # Of the cold random writes, those that met a region for the first time: chance makes it about 0.98.
 COLD_SHARE_MIN = 0.95
 VOLUME = "intent"
@@ -82,6 +82,9 @@ def turn(bench, number, system, devices):
         if bench.options.pin and made.pids:
             pin(made.device)
         for profile in filter(is_of_intent, bench.options.profiles):
+            if profile == HOT_RANDOM:
+                # The same writes once before: they mark the regions.
+                run_fio(bench, profile, made.device, made.pids)
             made.settle()
             before = made.marks()
             figures = run_fio(bench, profile, made.device, made.pids)
