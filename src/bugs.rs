@@ -50,6 +50,14 @@ pub enum Bug {
     PageWriteSkipped,
     /// A page of the intent is written again while it is being written.
     TwoWritesOfAPage,
+    /// A record of the intent's log is written over although it still stands in for a page.
+    RecordWrittenOver,
+    /// A record stops counting when the last page that it stands in for is submitted, not when it is durable.
+    RecordLetGoEarly,
+    /// The log is not read at a start.
+    LogForgotten,
+    /// A start lets the log begin anew before the pages show what it named.
+    LogResetFirst,
     /// After an unclean start hot regions are not taken for out of sync.
     HotForgotten,
     /// A page of the intent that fails its check is taken for one without hot regions.

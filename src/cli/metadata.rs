@@ -177,13 +177,24 @@ fn text(path: &std::path::Path, by: Option<&str>, found: &Findings) -> String {
         hot.damaged_pages,
         hot.absent_pages,
     ));
+    let logged = &found.recovery.logged;
+    if layout.log_slots > 0 {
+        lines.push(format!(
+            " intent-log:{} next:{} counting:{} naming:{} damaged:{}",
+            layout.log_slots,
+            logged.start.next,
+            logged.records,
+            logged.regions.len(),
+            units::yes(logged.damaged),
+        ));
+    }
     lines.push(format!(" start:{} copies:{}", way_word(found.recovery.way), word(&next_start(found))));
     lines.join("\n")
 }
 
 fn document(path: &std::path::Path, by: Option<&str>, found: &Findings) -> Value {
     let superblock = &found.superblock;
-    let hot = &found.recovery.hot;
+    let (hot, logged) = (&found.recovery.hot, &found.recovery.logged);
     let side = |side: &crate::metadata::Side| json!({"identity": side.identity, "size": side.size});
     let slots: Vec<Value> = slots(found)
         .into_iter()
@@ -220,6 +231,13 @@ fn document(path: &std::path::Path, by: Option<&str>, found: &Findings) -> Value
         "intent_pages": superblock.layout.intent_pages,
         "damaged_pages": hot.damaged_pages,
         "absent_pages": hot.absent_pages,
+        "log": (superblock.layout.log_slots > 0).then(|| json!({
+            "slots": superblock.layout.log_slots,
+            "next": logged.start.next,
+            "records": logged.records,
+            "regions": logged.regions.len(),
+            "damaged": logged.damaged,
+        })),
         "damages": found.damages(),
         "start": way_word(found.recovery.way),
         "start_tracks": found.recovery.tracks.count(),

@@ -494,6 +494,7 @@ fn serve(
         pages: Box::new(media.intent_area()),
         region_size: superblock.region_size.into(),
         hot: recovery.hot.words.clone(),
+        log: recovery.log(),
         suspend,
         failed: Box::new(move |error| {
             tracing::error!(

@@ -68,12 +68,14 @@ pub(super) struct Known {
 
 impl Known {
     pub(super) fn new(superblock: Superblock, recovery: &Recovery) -> Self {
+        // With a record of the log lost, no page is gone by.
+        let all = recovery.logged.damaged.then_some(superblock.layout.intent_pages);
         Self {
             superblock,
             way: recovery.way,
             tracks: recovery.tracks.count(),
             hot_regions: recovery.hot.count(),
-            damaged_pages: recovery.hot.damaged_pages,
+            damaged_pages: all.unwrap_or(recovery.hot.damaged_pages),
         }
     }
 

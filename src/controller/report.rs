@@ -188,6 +188,7 @@ fn counters(volume: &Volume, entry: &Entry, figures: &Figures) -> Counters {
         increments_aborted: entry.aborted,
         hold_us_max: entry.hold_us_max,
         intent_page_writes: intent.page_writes,
+        intent_records: intent.records,
         intent_waits: intent.waited,
         intent_marked_ahead: intent.marked_ahead,
         intent_cleared: intent.cleared,

@@ -2,8 +2,9 @@
 //! out; the thread of `volume`, or the simulation, carries them out.
 //!
 //! What it keeps true:
-//! * a region is hot in memory only if every page that media may show has its bit: a bit is durable when a write that
-//!   was submitted after it was set is done, and at most one write of a page is under way (H1, H4);
+//! * a region is hot in memory only if every page that media may show has its bit, or a record of the log names it that
+//!   counts until then: a bit is durable when a write that was submitted after it was set is done, and at most one write
+//!   of a page is under way (H1, H4);
 //! * a bit is cleared only for a region without pins, without a mark in either structure, and with everything that was
 //!   on its way from it at the secondary and flushed there (H3, H7);
 //! * a failed write is final: nothing becomes hot and nothing is cleared any more (H9).
@@ -15,6 +16,7 @@
 //! enough, and that may have been before the drain heard of the grace. A write that comes in between gets its region
 //! back at once, without a page write, as long as no page without it was submitted.
 
+use super::log::{Log, LogStart, Record};
 use super::message::Message;
 use super::page::{Page, PageNo};
 use super::regions::{RegionNo, RegionRange, Regions};
@@ -28,9 +30,11 @@ use std::ops::Bound;
 const LISTENING_MAX: usize = 64;
 /// How far the hand goes at a time, in hot regions and pages, and how long it rests then, in milliseconds: going round
 /// a volume of which everything is hot, through its first copy say, takes a quarter of a second for each TiB and next
-/// to no time of the processor.
-const VISITS_MAX: u32 = 4096;
-const REST_MS: u64 = 4;
+/// to no time of the processor. Writes to cold regions wait for the end of a stretch, so it is a short one.
+const VISITS_MAX: u32 = 1024;
+const REST_MS: u64 = 1;
+/// Most regions that a record names.
+pub const RECORD_REGIONS_MAX: usize = 500;
 /// Regions that were cooled are not kept longer than this before they are cleared, in milliseconds.
 const GATHER_MS: u64 = 1000;
 
@@ -54,6 +58,8 @@ pub struct Limits {
 pub enum Op {
     /// Write the page as [`Keeper::page`] shows it at this moment, durably; answer with [`Keeper::written`].
     Write(PageNo),
+    /// Write the record that [`Keeper::record`] shows, durably; answer with [`Keeper::recorded`]. One at a time.
+    Record,
     /// Ask the drain for a grace; [`Message::Graced`] is its answer.
     Grace(u64),
 }
@@ -83,6 +89,7 @@ pub struct Figures {
     /// Regions that media shows hot, or will with the next write.
     pub hot: u64,
     pub page_writes: u64,
+    pub records: u64,
     /// Writes that had to wait for their intent.
     pub waited: u64,
     pub marked_ahead: u64,
@@ -99,6 +106,11 @@ pub struct Keeper {
     /// Pages that have to be written, and the one that was written last.
     dirty: BTreeSet<PageNo>,
     last: PageNo,
+    log: Log,
+    /// How many pages are to be written so that the log has room again.
+    due: usize,
+    /// Regions were cleared that records may name which still count on media.
+    cleared: bool,
     waiting: Vec<(usize, RegionRange)>,
     listening: VecDeque<RegionNo>,
     sweep: Sweep,
@@ -116,8 +128,8 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// `hot`: what media shows, one bit per region. Makes the same regions hot in memory.
-    pub fn new(limits: Limits, regions: &Regions, regions_per_page: u64, hot: &[u64]) -> Self {
+    /// `hot`: what the pages on media show, one bit per region. Makes the same regions hot in memory.
+    pub fn new(limits: Limits, regions: &Regions, regions_per_page: u64, hot: &[u64], log: LogStart) -> Self {
         let count = regions.count();
         let page = |page: u64| {
             let first = page * regions_per_page;
@@ -129,6 +141,9 @@ impl Keeper {
             pages: (0..count.div_ceil(regions_per_page)).map(page).collect(),
             dirty: BTreeSet::new(),
             last: PageNo(0),
+            log: Log::new(log),
+            due: 0,
+            cleared: false,
             waiting: Vec::new(),
             listening: VecDeque::with_capacity(LISTENING_MAX),
             sweep: Sweep::new(limits.idle_ms),
@@ -156,6 +171,11 @@ impl Keeper {
     /// The bits of a page, the first region's lowest.
     pub fn page(&self, page: PageNo) -> &[u64] {
         self.pages[place(page)].words()
+    }
+
+    /// The record under way.
+    pub fn record(&self) -> Option<&Record> {
+        self.log.writing()
     }
 
     fn page_of(&self, region: RegionNo) -> PageNo {
@@ -191,11 +211,16 @@ impl Keeper {
         if before.is_some_and(|before| regions.is_hot(before) && regions.is_used(before)) {
             self.mark_ahead(RegionNo(wanted.end()), self.limits.ahead, regions);
         }
-        self.waiting.push((queue, wanted));
-        self.settle(regions);
+        // What this has heated nobody else waits for: whoever wanted it before had it heated then.
+        if self.figures.failed || regions.all_hot(wanted) {
+            self.wakes.add(queue);
+        } else {
+            self.waiting.push((queue, wanted));
+        }
     }
 
-    /// The region is to be hot: at once if no page without it was submitted, else with its page's next write.
+    /// The region is to be hot: at once if no page without it was submitted, else with its page's next write, or a
+    /// record before that.
     fn set(&mut self, region: RegionNo, regions: &Regions) {
         if regions.is_hot(region) || self.figures.failed {
             return;
@@ -285,12 +310,14 @@ impl Keeper {
             return None;
         }
         self.listen(regions);
+        if let Some(op) = self.poll_waited() {
+            return Some(op);
+        }
         if let Some(page) = self.next_write() {
-            self.pages[place(page)].begin_write();
-            self.dirty.remove(&page);
-            self.last = page;
-            self.figures.page_writes += 1;
-            return Some(Op::Write(page));
+            return Some(self.begin_write(page));
+        }
+        if self.cleared && self.log.is_stale() && self.log.has_room() {
+            return Some(self.begin_record(Vec::new(), Vec::new()));
         }
         self.doubt = regions.is_in_doubt();
         if self.grace.is_some() || self.doubt {
@@ -311,29 +338,76 @@ impl Keeper {
         Some(Op::Grace(self.graces))
     }
 
+    /// The next operation that writes wait for, if one request is all that it takes: a record, or the only page. For
+    /// whoever has such a write in hand and would otherwise have to wake somebody; the rest is [`Self::poll`]'s.
+    pub fn poll_waited(&mut self) -> Option<Op> {
+        if self.figures.failed {
+            return None;
+        }
+        let mut waited_for = self.dirty.iter().copied().filter(|page| !self.pages[place(*page)].setting.is_empty());
+        let (first, more) = (waited_for.next()?, waited_for.next().is_some());
+        if self.log.has_room() {
+            let (named, pages) = self.take_waited();
+            Some(self.begin_record(named, pages))
+        } else if more || self.log.exists() || self.is_busy(first) {
+            None
+        } else {
+            Some(self.begin_write(first))
+        }
+    }
+
+    /// Whether there is something for [`Self::poll`] now, besides what will be once a record is durable.
+    pub fn has_work(&self, now_ms: u64) -> bool {
+        !self.figures.failed
+            && (self.next_write().is_some() || self.due_ms().is_some_and(|due_ms| due_ms <= now_ms))
+    }
+
     /// When to ask again although nothing came.
     pub fn wake_at(&self, now_ms: u64) -> Option<u64> {
+        self.due_ms().map(|due_ms| due_ms.max(now_ms + 1))
+    }
+
+    fn due_ms(&self) -> Option<u64> {
         if self.figures.failed || self.doubt || self.grace.is_some() || self.figures.hot == 0 {
             return None;
         }
-        let due_ms = if self.sweep.rests() { self.sweep.due_ms(self.excess()) } else { self.sweep.goes_on_ms };
-        Some(due_ms.max(now_ms + 1))
+        Some(if self.sweep.rests() { self.sweep.due_ms(self.excess()) } else { self.sweep.goes_on_ms })
+    }
+
+    fn is_busy(&self, page: PageNo) -> bool {
+        self.pages[place(page)].writing && !present(Bug::TwoWritesOfAPage)
     }
 
     fn excess(&self) -> u64 {
         self.figures.hot.saturating_sub(self.limits.hot_max)
     }
 
-    /// A page to be written that is not being written (H4): one that somebody waits for before one that only clears.
-    /// They take turns, or a page further up could wait for as long as there are cold writes further down.
+    /// A page to be written that is not being written (H4): one that somebody waits for before one that only clears,
+    /// unless there is no room to name it because of those that are due; one that waits for the record under way goes
+    /// with the next. They take turns, or a page further up could wait for as long as there are cold writes further down.
     fn next_write(&self) -> Option<PageNo> {
-        let free = |page: &&PageNo| !self.pages[place(**page)].writing || present(Bug::TwoWritesOfAPage);
+        let page = |number: PageNo| &self.pages[place(number)];
+        let next = |number: PageNo| self.log.writing().is_some() && page(number).is_only_waited_for();
         let in_turn = || {
             let behind = self.dirty.range((Bound::Excluded(self.last), Bound::Unbounded));
-            behind.chain(self.dirty.range(..=self.last)).filter(free)
+            behind.chain(self.dirty.range(..=self.last)).copied().filter(|page| !self.is_busy(*page) && !next(*page))
         };
-        let waited_for = in_turn().find(|page| !self.pages[place(**page)].setting.is_empty());
-        waited_for.or_else(|| in_turn().next()).copied()
+        let due = || in_turn().find(|number| page(*number).due).filter(|_| self.log.is_full());
+        let waited_for = || in_turn().find(|number| !page(*number).setting.is_empty());
+        due().or_else(waited_for).or_else(|| in_turn().next())
+    }
+
+    fn begin_write(&mut self, number: PageNo) -> Op {
+        let page = &mut self.pages[place(number)];
+        self.due -= usize::from(page.due);
+        page.begin_write();
+        self.dirty.remove(&number);
+        self.last = number;
+        self.figures.page_writes += 1;
+        if present(Bug::RecordLetGoEarly) {
+            self.settle_log();
+        }
+        Op::Write(number)
     }
 
     /// The page that was submitted is durable, or could not be written.
@@ -342,17 +416,65 @@ impl Keeper {
             return self.fail(regions);
         }
         let page = &mut self.pages[place(page)];
-        page.writing = false;
-        page.cleared_by_write.clear();
+        self.cleared |= !page.cleared_by_write.is_empty();
+        page.end_write();
         for region in page.set_by_write.drain(..) {
+            regions.heat(region);
+        }
+        self.settle_log();
+        self.settle(regions);
+    }
+
+    fn settle_log(&mut self) {
+        let pages = &self.pages;
+        self.log.settle(|page| pages[place(page)].needed());
+    }
+
+    /// The regions that writes wait for, as many as a record holds, and their pages, which need not be written for them.
+    fn take_waited(&mut self) -> (Vec<RegionNo>, Vec<PageNo>) {
+        let (mut named, mut pages) = (Vec::new(), Vec::new());
+        for number in &self.dirty {
+            let setting = &mut self.pages[place(*number)].setting;
+            let count = setting.len().min(RECORD_REGIONS_MAX - named.len());
+            if count > 0 {
+                named.extend(setting.drain(..count));
+                pages.push(*number);
+            }
+        }
+        self.dirty.retain(|number| self.pages[place(*number)].is_dirty());
+        (named, pages)
+    }
+
+    fn begin_record(&mut self, named: Vec<RegionNo>, pages: Vec<PageNo>) -> Op {
+        let number = self.log.begin(named, pages.clone());
+        for page in pages {
+            self.pages[place(page)].log(number);
+        }
+        self.cleared = false;
+        self.figures.records += 1;
+        if self.due == 0 && self.log.is_pressed() {
+            for number in self.log.pages() {
+                self.due += usize::from(!std::mem::replace(&mut self.pages[place(number)].due, true));
+                self.dirty.insert(number);
+            }
+        }
+        Op::Record
+    }
+
+    /// The record that was submitted is durable, or could not be written.
+    pub fn recorded(&mut self, ok: bool, regions: &Regions) {
+        if !ok {
+            return self.fail(regions);
+        }
+        for region in self.log.end() {
             regions.heat(region);
         }
         self.settle(regions);
     }
 
-    /// Whether a page is being written.
+    /// Whether a page or a record is being written.
     pub fn is_writing(&self) -> bool {
-        self.pages.iter().any(|page| page.writing)
+        self.log.writing().is_some() || self.pages.iter().any(|page| page.writing)
     }
 
     /// What media shows for certain stays hot, nothing else ever will be.

@@ -2,7 +2,8 @@
 //! reaches the primary, so that after a crash only hot regions have to be copied again (P1, P7).
 //!
 //! [`Regions`] is what a write sees: a word per region, lock-free. [`Keeper`] decides which page of the intent is
-//! written, when, and with what; pure, as the drain's plan is. The thread that carries it out is `volume`'s.
+//! written, when, and with what, and what is named in the log before that; pure, as the drain's plan is. The thread that
+//! carries it out is `volume`'s.
 //!
 //! **Both ways of waking.** A write that finds a region cold tells the keeper by a letter ([`Message::Want`]), and
 //! parks. Letters lie in a queue and cannot be overlooked; every one of them is answered with a ring of the queue's
@@ -11,14 +12,16 @@
 //! the last of its regions became hot. Since it keeps its pins, none of them can be cooled again before it has looked.
 
 mod keeper;
+mod log;
 mod message;
 mod page;
 mod regions;
 mod sweep;
-#[cfg(all(test, not(farpoint_loom)))]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests;
 
-pub use keeper::{Figures, Keeper, Limits, Op, Queues};
+pub use keeper::{Figures, Keeper, Limits, Op, Queues, RECORD_REGIONS_MAX};
+pub use log::{LogStart, Record};
 pub use message::Message;
 pub use page::PageNo;
 pub use regions::{Pinned, REGION_SIZE_DEFAULT, REGION_SIZE_MAX, RegionNo, RegionRange, Regions};

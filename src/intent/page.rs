@@ -2,6 +2,7 @@
 //! not show yet, or still shows.
 
 use super::regions::RegionNo;
+use crate::bugs::{Bug, present};
 
 /// Index of a page of the intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,7 +23,15 @@ pub(super) struct Page {
     /// Cleared by the write under way: media may or may not show them.
     pub cleared_by_write: Vec<RegionNo>,
     pub writing: bool,
+    /// The oldest record of the log that stands in for the page as media has it, and for the write under way.
+    logged: u64,
+    settling: u64,
+    /// To be written although nobody waits for it and nothing was cleared.
+    pub due: bool,
 }
+
+/// No record stands in for the page.
+const NO_RECORD: u64 = u64::MAX;
 
 impl Page {
     pub fn new(first: RegionNo, regions: u64) -> Self {
@@ -35,6 +44,9 @@ impl Page {
             set_by_write: Vec::new(),
             cleared_by_write: Vec::new(),
             writing: false,
+            logged: NO_RECORD,
+            settling: NO_RECORD,
+            due: false,
         }
     }
 
@@ -75,15 +87,41 @@ impl Page {
         None
     }
 
-    /// Whether media differs from what it is to show, and no write under way will change that.
+    /// Whether it is to be written: media differs from what it is to show, and no write under way will change that.
     pub fn is_dirty(&self) -> bool {
-        !self.setting.is_empty() || !self.clearing.is_empty()
+        !self.setting.is_empty() || !self.clearing.is_empty() || self.due
+    }
+
+    /// Whether it is to be written for the sake of writes that wait alone.
+    pub fn is_only_waited_for(&self) -> bool {
+        !self.due && self.clearing.is_empty()
+    }
+
+    /// The record of this number carries regions of the page that were set.
+    pub fn log(&mut self, number: u64) {
+        self.logged = self.logged.min(number);
+    }
+
+    /// The oldest record that stands in for the page.
+    pub fn needed(&self) -> u64 {
+        if present(Bug::RecordLetGoEarly) { self.logged } else { self.logged.min(self.settling) }
     }
 
     /// A write with the bits as they are now is submitted.
     pub fn begin_write(&mut self) {
         self.writing = true;
+        self.due = false;
         self.set_by_write.append(&mut self.setting);
         self.cleared_by_write.append(&mut self.clearing);
+        self.settling = self.needed();
+        self.logged = NO_RECORD;
+    }
+
+    /// The write under way is durable. No record is needed any more that was begun before it: its regions are in the
+    /// page, or were cleared again.
+    pub fn end_write(&mut self) {
+        self.writing = false;
+        self.settling = NO_RECORD;
+        self.cleared_by_write.clear();
     }
 }

@@ -62,6 +62,9 @@ impl Findings {
             let pages = self.superblock.layout.intent_pages;
             damages.push(format!("{} of {pages} intent pages are damaged and read as all ones", hot.damaged_pages));
         }
+        if self.recovery.logged.damaged {
+            damages.push("a record of the intent log cannot be read, so that every region is taken for hot".to_owned());
+        }
         if self.recovery.way == super::media::Way::SavedDamaged {
             damages.push("the saved tracks are damaged; hot regions are copied instead".to_owned());
         }

@@ -5,6 +5,7 @@
 //!  4096  superblock, slot B                   one page
 //!  8192  nothing yet, zeroes
 //! 16384  intent pages, one bit per region     `intent_pages` pages
+//!        intent log, unless one page is all    two pages for each of `log_slots` records
 //!        save area: the exact tracks of a clean stop
 //! ```
 
@@ -25,10 +26,14 @@ pub use crate::intent::{REGION_SIZE_DEFAULT as REGION_BYTES, REGION_SIZE_MAX as 
 pub const SLOTS: [u64; 2] = [0, PAGE];
 /// The first intent page.
 pub const INTENT_OFFSET: u64 = 16384;
+/// Records that the intent log of a volume with more than one intent page has room for.
+pub const LOG_SLOTS: u32 = 64;
 /// Before the tracks in the save area; see [`super::saved`].
 pub const SAVED_HEADER_BYTES: u64 = 64;
 
 const PAGE: u64 = PAGE_BYTES as u64;
+/// A record of the intent log: the same page twice.
+pub const RECORD_BYTES: u64 = 2 * PAGE;
 /// Tracks in a container of a roaring bitmap, its bytes when it is full, and what describes it.
 const CONTAINER_TRACKS: u64 = 1 << 16;
 const CONTAINER_BYTES: u64 = 8192 + 16;
@@ -40,6 +45,8 @@ const BITMAP_BYTES: u64 = 64;
 pub struct Layout {
     pub intent_offset: u64,
     pub intent_pages: u64,
+    /// Records that the intent log has room for; 0 if there is none.
+    pub log_slots: u32,
     pub save_offset: u64,
     pub save_bytes: u64,
 }
@@ -48,13 +55,24 @@ impl Layout {
     /// The layout of a new volume.
     pub fn new(geometry: &Geometry, region_bytes: u64) -> Self {
         let intent_pages = regions(geometry, region_bytes).div_ceil(REGIONS_PER_PAGE);
+        Self::with_log(geometry, intent_pages, if intent_pages > 1 { LOG_SLOTS } else { 0 })
+    }
+
+    /// With a log of so many slots.
+    pub fn with_log(geometry: &Geometry, intent_pages: u64, log_slots: u32) -> Self {
         let tracks = geometry.tracks();
         let worst = SAVED_HEADER_BYTES
             + 8
             + tracks.div_ceil(CONTAINER_TRACKS) * CONTAINER_BYTES
             + tracks.div_ceil(1 << 32) * BITMAP_BYTES;
-        let save_offset = INTENT_OFFSET + intent_pages * PAGE;
-        Self { intent_offset: INTENT_OFFSET, intent_pages, save_offset, save_bytes: worst.next_multiple_of(PAGE) }
+        let save_offset = INTENT_OFFSET + intent_pages * PAGE + u64::from(log_slots) * RECORD_BYTES;
+        let save_bytes = worst.next_multiple_of(PAGE);
+        Self { intent_offset: INTENT_OFFSET, intent_pages, log_slots, save_offset, save_bytes }
+    }
+
+    /// Where the intent log begins: behind the pages.
+    pub fn log_offset(&self) -> u64 {
+        self.intent_offset + self.intent_pages * PAGE
     }
 
     /// How large the file or device has to be.
@@ -65,11 +83,13 @@ impl Layout {
     /// Whether this can be the layout of a volume with so many regions in a file or device of `size` bytes.
     pub fn is_sound(&self, regions: u64, size: u64) -> bool {
         let aligned = [self.intent_offset, self.save_offset, self.save_bytes].iter().all(|at| at.is_multiple_of(PAGE));
-        let intent_end = self.intent_pages.checked_mul(PAGE).and_then(|bytes| bytes.checked_add(self.intent_offset));
+        let pages = self.intent_pages.checked_mul(PAGE).and_then(|bytes| bytes.checked_add(self.intent_offset));
+        let log_end = pages.and_then(|end| end.checked_add(u64::from(self.log_slots) * RECORD_BYTES));
         aligned
             && self.intent_offset >= 2 * PAGE
             && self.intent_pages == regions.div_ceil(REGIONS_PER_PAGE)
-            && intent_end.is_some_and(|end| end <= self.save_offset)
+            && log_end.is_some_and(|end| end <= self.save_offset)
+            && self.log_slots != 1
             && self.save_bytes > SAVED_HEADER_BYTES
             && self.bytes() <= size
     }
@@ -91,6 +111,7 @@ mod tests {
         for (size, track) in [(TIB, 65536), (64 * TIB, 65536), (1024 * TIB, 1 << 20), (1, 4096)] {
             let layout = Layout::new(&Geometry::new(size, track).expect("valid"), REGION_BYTES);
             assert!(layout.intent_pages * PAGE <= 65536 * size.div_ceil(TIB), "{size}: {layout:?}");
+            assert_eq!(layout.save_offset - layout.log_offset(), if layout.intent_pages > 1 { 512 << 10 } else { 0 });
             assert!(layout.is_sound(size.div_ceil(REGION_BYTES), layout.bytes()));
             assert!(!layout.is_sound(size.div_ceil(REGION_BYTES), layout.bytes() - 1));
         }
@@ -106,6 +127,8 @@ mod tests {
             Layout { intent_offset: 16385, ..good },
             Layout { intent_pages: good.intent_pages - 1, ..good },
             Layout { save_offset: good.save_offset - 4096, ..good },
+            Layout { log_slots: good.log_slots + 1, ..good },
+            Layout { log_slots: 1, ..good },
             Layout { save_bytes: 0, ..good },
             Layout { save_bytes: u64::MAX - 4095, ..good },
             Layout { save_offset: u64::MAX - 4095, ..good },

@@ -5,11 +5,12 @@
 //! 1. A superblock is stored in both slots, one after the other, never first in the newest. A crash leaves the old or
 //!    the new one; when a store has returned, damage to either slot leaves the other, which says the same.
 //! 2. `clean` is off, durably, before the first write is accepted, and intent pages show every region hot that has a
-//!    mark before it is.
+//!    mark before it is, and every one that the log named before it begins anew.
 //! 3. The number of an increment is stored before its cut: none is ever used twice.
 //! 4. At a clean stop the tracks are saved first and `clean` is set last.
 //! 5. A failed write is final: nothing is written any more, and the next start takes media as it finds it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +18,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::bugs::{Bug, present};
+use crate::intent::{LogStart, Record, RegionNo};
 
 use super::layout::{PAGE_BYTES, SLOTS};
+use super::log::{self, Logged};
 use super::medium::{CHUNK_BYTES, Chunk, Medium, Page};
 use super::superblock::{Fault, Superblock};
 use super::tracks::Tracks;
@@ -84,10 +87,21 @@ pub struct Recovery {
     pub way: Way,
     /// A superset of what differs between the two sides.
     pub tracks: Tracks,
-    /// Regions that are hot on media; those of all `tracks` are, when [`Media::begin`] has returned.
+    /// Regions that are hot on media; when [`Media::begin`] has returned the pages show them all, those of all `tracks`
+    /// among them.
     pub hot: Hot,
+    /// The intent log as it was found.
+    pub logged: Logged,
     /// The pages that [`Media::begin`] has to write for that.
     unwritten: Vec<u64>,
+}
+
+impl Recovery {
+    /// Where the intent log goes on when [`Media::begin`] has returned.
+    pub fn log(&self) -> LogStart {
+        let LogStart { slots, next } = self.logged.start;
+        LogStart { slots, next: next + u64::from(self.logged.records > 0) }
+    }
 }
 
 /// Works out what a start begins with. Only looks.
@@ -96,6 +110,8 @@ pub fn recover(medium: &dyn Medium, superblock: &Superblock) -> io::Result<Recov
     let geometry = superblock.geometry().ok_or_else(damaged)?;
     let layout = &superblock.layout;
     let mut hot = pages::read(medium, layout, superblock.id, superblock.regions())?;
+    let logged = log::read(medium, layout, superblock.id)?;
+    let mut unwritten = add_logged(&mut hot, &logged);
     let region_bytes = u64::from(superblock.region_size);
     let (way, tracks) = if superblock.full_copy_needed {
         (Way::Everything, std::iter::once(0..geometry.tracks()).collect())
@@ -124,12 +140,30 @@ pub fn recover(medium: &dyn Medium, superblock: &Superblock) -> io::Result<Recov
         (Way::SavedDamaged, both)
     };
     tracks.compact();
-    let mut unwritten: Vec<u64> = missing.iter().map(|region| region / REGIONS_PER_PAGE).collect();
-    unwritten.dedup();
     for region in missing {
         hot.insert(region);
+        unwritten.insert(region / REGIONS_PER_PAGE);
     }
-    Ok(Recovery { way, tracks, hot, unwritten })
+    Ok(Recovery { way, tracks, hot, logged, unwritten: unwritten.into_iter().collect() })
+}
+
+/// Adds the regions that the log names, or all if it is damaged; returns the pages that do not show them.
+fn add_logged(hot: &mut Hot, logged: &Logged) -> BTreeSet<u64> {
+    let mut pages = BTreeSet::new();
+    if present(Bug::LogForgotten) {
+        return pages;
+    }
+    if logged.damaged {
+        hot.fill();
+        pages.extend(0..hot.regions.div_ceil(REGIONS_PER_PAGE));
+    }
+    for RegionNo(region) in &logged.regions {
+        if *region < hot.regions && !hot.contains(*region) {
+            hot.insert(*region);
+            pages.insert(region / REGIONS_PER_PAGE);
+        }
+    }
+    pages
 }
 
 /// Regions of `tracks` that are not hot, in order.
@@ -172,7 +206,7 @@ impl Media {
         let failed = |doing| move |source| MetadataError::Io { path: path.to_owned(), doing, source };
         let layout = superblock.layout;
         let chunk = Chunk::new();
-        // The head between the slots and the pages, all pages, and the first page of the save area.
+        // The head between the slots and the pages, all pages, the log, and the first page of the save area.
         let (mut at, end) = (SLOTS[1] + PAGE_BYTES as u64, layout.save_offset + PAGE_BYTES as u64);
         while at < end {
             let length = usize::try_from(end - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
@@ -306,15 +340,32 @@ impl Media {
     /// `kept`: whether somebody keeps them; if nobody does, an unclean stop means that everything is copied.
     pub fn begin(&self, recovery: &Recovery, kept: bool) -> Result<Superblock, MetadataError> {
         let area = self.intent_area();
+        if present(Bug::LogResetFirst) {
+            self.reset_log(&recovery.logged)?;
+        }
         for page in &recovery.unwritten {
-            let written = area.write(*page, recovery.hot.page(*page));
+            let written = area.write_lazily(*page, recovery.hot.page(*page));
             written.map_err(|source| self.io("writing an intent page", source))?;
         }
+        if !recovery.unwritten.is_empty() {
+            area.flush().map_err(|source| self.io("flushing the intent pages", source))?;
+        }
+        self.reset_log(&recovery.logged)?;
         self.update(|superblock| {
             superblock.clean = false;
             superblock.full_copy_needed = !kept;
             superblock.incomplete |= matches!(recovery.way, Way::New | Way::Everything);
         })
+    }
+
+    /// The pages show whatever the log named: from here on none of its records counts.
+    fn reset_log(&self, logged: &Logged) -> Result<(), MetadataError> {
+        if logged.records == 0 {
+            return Ok(());
+        }
+        let number = logged.start.next;
+        let written = self.intent_area().write_record(&Record { number, tail: number, regions: Vec::new() });
+        written.map_err(|source| self.io("writing the intent log", source))
     }
 
     /// Nobody could have written since [`Media::begin`], and nobody clears regions any more: media says again what it

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 pub mod inspect;
 pub mod layout;
+pub mod log;
 pub mod media;
 pub mod medium;
 pub mod pages;

@@ -20,10 +20,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::layout::{Layout, PAGE_BYTES, PAGE_HEADER_BYTES, WORDS_PER_PAGE};
+use super::log;
 use super::medium::{CHUNK_BYTES, Chunk, Medium, Page};
 use super::tracks::Tracks;
 use crate::bugs::{Bug, present};
 use crate::geometry::Geometry;
+use crate::intent::Record;
 
 const MAGIC: &[u8; 4] = b"FPIN";
 const CRC: usize = 4;
@@ -104,6 +106,19 @@ impl Hot {
         }
     }
 
+    /// Every region.
+    pub fn fill(&mut self) {
+        self.words.fill(u64::MAX);
+        self.trim();
+    }
+
+    /// Bits behind the last region are zero.
+    fn trim(&mut self) {
+        if let Some(last) = self.words.last_mut().filter(|_| !self.regions.is_multiple_of(64)) {
+            *last &= (1 << (self.regions % 64)) - 1;
+        }
+    }
+
     /// The words of one page.
     pub fn page(&self, page: u64) -> &[u64] {
         let start = usize::try_from(page).unwrap_or(usize::MAX).saturating_mul(WORDS_PER_PAGE).min(self.words.len());
@@ -165,13 +180,11 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16], regions: u64
             number += 1;
         }
     }
-    if let Some(last) = hot.words.last_mut().filter(|_| !regions.is_multiple_of(64)) {
-        *last &= (1 << (regions % 64)) - 1;
-    }
+    hot.trim();
     Ok(hot)
 }
 
-/// Where the intent pages of a volume are: for the thread that writes them.
+/// Where the intent of a volume is: for the thread that writes it.
 #[derive(Debug, Clone)]
 pub struct IntentArea {
     pub(super) medium: Arc<dyn Medium>,
@@ -198,6 +211,11 @@ impl IntentArea {
     /// The same, durable only after the next [`Self::flush`].
     pub fn write_lazily(&self, page: u64, words: &[u64]) -> io::Result<()> {
         self.store(page, words, |offset, bytes| self.medium.write_lazily(offset, bytes))
+    }
+
+    /// Writes a record of the log; durable when it returns. After an error the same as of a page.
+    pub fn write_record(&self, record: &Record) -> io::Result<()> {
+        self.unless_failed(|| log::write(&*self.medium, &self.layout, self.volume, record))
     }
 
     /// Makes durable what was written lazily; an error is one of all of it.

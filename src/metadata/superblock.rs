@@ -19,7 +19,7 @@
 //!     80     4  role: 1 primary
 //!     84     4  track size
 //!     88     4  region size
-//!     92     4  zero
+//!     92     4  records that the intent log has room for, 0 if there is none
 //!     96     8  size of the primary
 //!    104     8  size of the secondary
 //!    112     8  size of the file or device that this is on
@@ -58,8 +58,10 @@ const HAS_COMPLETED: u32 = 4;
 const INCOMPLETE: u32 = 8;
 const ROLE_PRIMARY: u32 = 1;
 
-/// Features that this farpoint knows: none yet, of any kind.
-const KNOWN_FEATURES: Features = Features { compat: 0, ro_compat: 0, incompat: 0 };
+/// The intent pages do not say everything: there is a log beside them. Who does not read it loses tracks.
+const INTENT_LOG: u32 = 1;
+/// Features that this farpoint knows, of each kind.
+const KNOWN_FEATURES: Features = Features { compat: 0, ro_compat: 0, incompat: INTENT_LOG };
 
 /// Feature bits, by what an older farpoint does with those that it does not know.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -146,10 +148,24 @@ impl fmt::Display for Fault {
 impl Superblock {
     /// A volume that has never been up: nothing has been copied, and its absent intent pages say so.
     pub fn new(id: [u8; 16], name: &str, sides: [Side; 3], geometry: &Geometry, region_size: u32) -> Self {
+        let layout = Layout::new(geometry, region_size.into());
+        Self::with_layout(id, name, sides, geometry, region_size, layout)
+    }
+
+    /// With areas that are not those that a new volume gets.
+    pub fn with_layout(
+        id: [u8; 16],
+        name: &str,
+        sides: [Side; 3],
+        geometry: &Geometry,
+        region_size: u32,
+        layout: Layout,
+    ) -> Self {
         let [primary, secondary, metadata] = sides;
+        let incompat = if layout.log_slots > 0 { INTENT_LOG } else { 0 };
         Self {
             sequence: 0,
-            features: Features::default(),
+            features: Features { incompat, ..Features::default() },
             id,
             lineage: Lineage { id, generation: 0 },
             name: name.to_owned(),
@@ -159,7 +175,7 @@ impl Superblock {
             // At most 1 MiB.
             track_size: u32::try_from(geometry.track_size()).unwrap_or(u32::MAX),
             region_size,
-            layout: Layout::new(geometry, region_size.into()),
+            layout,
             last_increment: 0,
             completed: None,
             clean: true,
@@ -212,6 +228,7 @@ impl Superblock {
             (80, ROLE_PRIMARY),
             (84, self.track_size),
             (88, self.region_size),
+            (92, self.layout.log_slots),
         ] {
             page.put(at, &number.to_le_bytes());
         }
@@ -303,6 +320,7 @@ fn decode_body(page: &Page, features: Features) -> Result<Superblock, Fault> {
         layout: Layout {
             intent_offset: number(152),
             intent_pages: number(160),
+            log_slots: small(92),
             save_offset: number(168),
             save_bytes: number(176),
         },
@@ -325,6 +343,9 @@ fn check(superblock: &Superblock) -> Result<(), &'static str> {
     }
     if !superblock.layout.is_sound(layout::regions(&geometry, region), superblock.metadata.size) {
         return Err("its areas do not fit together");
+    }
+    if (superblock.features.incompat & INTENT_LOG != 0) != (superblock.layout.log_slots > 0) {
+        return Err("it does not say whether there is an intent log");
     }
     if superblock.completed.is_some_and(|completed| completed.increment > superblock.last_increment) {
         return Err("an increment has completed that was never begun");

@@ -2,12 +2,14 @@
 //! sleeps on its bell, and in the page writes, which only writes to cold regions wait for.
 //!
 //! Pages that are to be written at the same time are written together, with one flush; what is wanted meanwhile goes
-//! with the next write of its page (group commit).
+//! with the next write of its page, or with the next record of the log (group commit).
 
 use super::VolumeError;
 use crate::doorbell::Doorbell;
 use crate::frontend::Shared;
-use crate::intent::{Figures, Keeper, Limits, Message, Op, PageNo, Queues, REGION_SIZE_DEFAULT, Regions};
+use crate::intent::{
+    Figures, Keeper, Limits, LogStart, Message, Op, PageNo, Queues, REGION_SIZE_DEFAULT, Record, Regions,
+};
 use crate::memory::Words;
 use crate::metadata::STALL;
 use crate::metadata::layout::REGIONS_PER_PAGE;
@@ -25,13 +27,15 @@ use std::time::{Duration, Instant};
 /// Longest sleep, in milliseconds.
 const SLEEP_MS_MAX: u64 = 10_000;
 
-/// Where the pages of the intent lie.
+/// Where the pages of the intent and its log lie.
 pub trait Pages: Send {
     /// Writes a page; durable when it returns. Blocks.
     fn write(&self, page: PageNo, words: &[u64]) -> io::Result<()>;
     /// Writes a page that is durable after the next flush. Blocks.
     fn write_lazily(&self, page: PageNo, words: &[u64]) -> io::Result<()>;
     fn flush(&self) -> io::Result<()>;
+    /// Writes a record of the log; durable when it returns. Blocks.
+    fn write_record(&self, record: &Record) -> io::Result<()>;
 }
 
 /// The durable intent as it was found, and where it is kept.
@@ -41,6 +45,7 @@ pub struct Intent {
     pub region_size: u64,
     /// One bit for each region that media shows hot.
     pub hot: Vec<u64>,
+    pub log: LogStart,
     /// After a failed write of the metadata writes to cold regions wait until the volume goes down, instead of failing.
     pub suspend: bool,
     /// Told once, when that happens.
@@ -64,6 +69,10 @@ impl Pages for IntentArea {
 
     fn flush(&self) -> io::Result<()> {
         Self::flush(self)
+    }
+
+    fn write_record(&self, record: &Record) -> io::Result<()> {
+        Self::write_record(self, record)
     }
 }
 
@@ -93,7 +102,7 @@ const IDLE_MS: u64 = 10_000;
 const AHEAD: u64 = 8;
 const BATCH: usize = 4096;
 /// Most pages that are written together. A few, so that writes that wait for them go on while the next are written.
-const TOGETHER: usize = 8;
+const TOGETHER: usize = 16;
 
 /// The regions of a volume, and the thread that keeps their intent.
 #[derive(Debug)]
@@ -117,12 +126,18 @@ impl Kept {
         let words = usize::try_from(Regions::count_of(&geometry, region_size)).unwrap_or(usize::MAX);
         let regions = Arc::new(Regions::new(geometry, region_size, Words::new(words)?));
         let mut kept = Self { regions: regions.clone(), status: Arc::default(), shared: shared.clone(), thread: None };
-        let Some(Intent { pages, hot, suspend, failed, .. }) = intent else {
+        let Some(Intent { pages, hot, log, suspend, failed, .. }) = intent else {
             regions.heat_all();
             return Ok(kept);
         };
-        let limits = Limits { hot_max: HOT_MAX, idle_ms: IDLE_MS, ahead: AHEAD, batch: BATCH, suspend };
-        let keeper = Keeper::new(limits, &regions, REGIONS_PER_PAGE, &hot);
+        let limits = Limits {
+            hot_max: HOT_MAX,
+            idle_ms: IDLE_MS,
+            ahead: AHEAD,
+            batch: BATCH,
+            suspend,
+        };
+        let keeper = Keeper::new(limits, &regions, REGIONS_PER_PAGE, &hot, log);
         let (tracking, shared, status) = (tracking.clone(), shared.clone(), kept.status.clone());
         let parts = Parts { keeper, regions, tracking, pages, shared, status, failed };
         let thread = thread::Builder::new().name(format!("{name}-intent")).spawn(move || run(parts));
@@ -228,15 +243,23 @@ fn run(parts: Parts) {
         ring(keeper.take_wakes(), &shared.bells);
         if let Some(Op::Grace(id)) = op {
             shared.drain.tell(uploader::Message::Grace(id));
-        } else if together.is_empty() {
+        } else if op.is_none() && together.is_empty() {
             *status.figures.lock().unwrap_or_else(PoisonError::into_inner) = keeper.figures();
             let until = keeper.wake_at(now).unwrap_or(u64::MAX);
             shared.keeper.bell().wait(until.saturating_sub(now).min(SLEEP_MS_MAX));
             continue;
         }
-        let result = write(&*pages, &keeper, &together, || {
-            status.writing_since_ms.store(now_ms(began).max(1), SeqCst);
-        });
+        let begins = || status.writing_since_ms.store(now_ms(began).max(1), SeqCst);
+        let mut result = Ok(());
+        // First the record, for which writes wait.
+        if op == Some(Op::Record) {
+            result = write_record(&*pages, &keeper, begins);
+            keeper.recorded(result.is_ok(), &regions);
+            ring(keeper.take_wakes(), &shared.bells);
+        }
+        if result.is_ok() {
+            result = write(&*pages, &keeper, &together, begins);
+        }
         status.writing_since_ms.store(0, SeqCst);
         for page in together.drain(..) {
             keeper.written(page, result.is_ok(), &regions);
@@ -248,6 +271,12 @@ fn run(parts: Parts) {
             failed(&error);
         }
     }
+}
+
+/// Writes the record as the keeper has it now; durable when it returns.
+fn write_record(pages: &dyn Pages, keeper: &Keeper, begins: impl Fn()) -> io::Result<()> {
+    begins();
+    keeper.record().map_or(Ok(()), |record| pages.write_record(record))
 }
 
 /// Writes the pages as the keeper has them now; durable when it returns. `begins` is told of each request.
@@ -299,9 +328,10 @@ mod tests {
     /// What the regions of a page are of a volume.
     const PAGE_SIZE: u64 = REGIONS_PER_PAGE * REGION_SIZE_DEFAULT;
 
-    /// What was asked for: a page and its first word, to be durable at once or with the flush.
+    /// What was asked for: a page and its first word, to be durable at once or with the flush; the regions of a record.
     #[derive(Debug, PartialEq)]
     enum Asked {
+        Record(Vec<RegionNo>),
         Write(PageNo, u64),
         WriteLazily(PageNo, u64),
         Flush,
@@ -329,6 +359,10 @@ mod tests {
         fn flush(&self) -> io::Result<()> {
             self.ask(Asked::Flush)
         }
+
+        fn write_record(&self, record: &Record) -> io::Result<()> {
+            self.ask(Asked::Record(record.regions.clone()))
+        }
     }
 
     struct Bench {
@@ -340,6 +374,10 @@ mod tests {
     }
 
     fn bench(suspend: bool) -> Bench {
+        bench_with_log(suspend, LogStart::NONE)
+    }
+
+    fn bench_with_log(suspend: bool, log: LogStart) -> Bench {
         let geometry = Geometry::new(3 * PAGE_SIZE, 1 << 20).expect("valid");
         let words = |count: u64| Words::new(usize::try_from(count).expect("small")).expect("memory");
         let bitmap = || Bitmap::new(geometry.tracks(), words(Bitmap::words_for(geometry.tracks())));
@@ -360,6 +398,7 @@ mod tests {
             pages: Box::new(Told(ask, answers)),
             region_size: REGION_SIZE_DEFAULT,
             hot: Vec::new(),
+            log,
             suspend,
             failed: Box::new(move |error| drop(fail.send(error.to_string()))),
         };
@@ -411,6 +450,25 @@ mod tests {
             assert_eq!(bench.asked.recv().expect("a write"), asked);
             assert!(later.iter().all(|regions| !bench.kept.regions.all_hot(*regions)), "not before the flush");
         }
+        bench.answer.send(Ok(())).expect("the thread");
+        while !later.iter().all(|regions| bench.kept.regions.all_hot(*regions)) {
+            bench.wait_for_bell();
+        }
+        bench.kept.stop().expect("clean");
+    }
+
+    #[test]
+    fn with_a_log_they_are_named_in_one_record() {
+        let bench = bench_with_log(false, LogStart { slots: 4, ..LogStart::NONE });
+        bench.want();
+        assert_eq!(bench.asked.recv().expect("a write"), Asked::Write(PageNo(0), 0b10));
+        let later = [1, 2].map(|page| RegionRange { start: RegionNo(page * REGIONS_PER_PAGE), count: 1 });
+        for regions in later {
+            bench.want_those(regions);
+        }
+        bench.answer.send(Ok(())).expect("the thread");
+        assert_eq!(bench.asked.recv().expect("a write"), Asked::Record(later.map(|regions| regions.start).to_vec()));
+        assert!(later.iter().all(|regions| !bench.kept.regions.all_hot(*regions)), "not before it is durable");
         bench.answer.send(Ok(())).expect("the thread");
         while !later.iter().all(|regions| bench.kept.regions.all_hot(*regions)) {
             bench.wait_for_bell();

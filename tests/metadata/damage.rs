@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use farpoint::geometry::TrackNo;
+use farpoint::metadata::layout::RECORD_BYTES;
 use farpoint::metadata::media::{Media, Way};
 
-use super::history::{Life, TRACKS, TRACKS_PER_REGION, assert_safe, few, start};
+use super::history::{KINDS, Kind, Life, TRACKS, TRACKS_PER_REGION, assert_safe, few, start};
 
 #[test]
 fn every_changed_byte_leaves_a_superset_or_a_refusal() {
-    for runs in 0..=2 {
-        let mut life = Life::new(vec![0; usize::try_from(Life::superblock().layout.bytes()).expect("small")]);
+    for (runs, kind) in (0..=2).flat_map(|runs| KINDS.map(|kind| (runs, kind))) {
+        let mut life = Life::new(kind);
         life.live_until(runs, &few()).expect("nothing fails");
         let content = life.disk.content();
         let used = content.iter().rposition(|byte| *byte != 0).expect("something") + 1;
@@ -18,7 +19,7 @@ fn every_changed_byte_leaves_a_superset_or_a_refusal() {
             for flip in [0x01, 0xff] {
                 let mut changed = content.clone();
                 changed[at] ^= flip;
-                assert_safe(changed, &life.truth, &|| format!("run {runs}, byte {at}"));
+                assert_safe(changed, &life.truth, &|| format!("{kind:?}, run {runs}, byte {at}"));
             }
         }
     }
@@ -26,7 +27,7 @@ fn every_changed_byte_leaves_a_superset_or_a_refusal() {
 
 #[test]
 fn either_superblock_alone_is_enough_and_none_is_a_refusal() {
-    let mut life = Life::new(vec![0; usize::try_from(Life::superblock().layout.bytes()).expect("small")]);
+    let mut life = Life::new(Kind::Page);
     life.live_until(2, &few()).expect("nothing fails");
     for slot in 0..2 {
         let mut content = life.disk.content();
@@ -43,11 +44,11 @@ fn either_superblock_alone_is_enough_and_none_is_a_refusal() {
 
 #[test]
 fn damaged_pages_are_counted_and_absent_ones_are_not() {
-    let mut life = Life::new(vec![0; usize::try_from(Life::superblock().layout.bytes()).expect("small")]);
+    let mut life = Life::new(Kind::Page);
     life.live_until(0, &few()).expect("nothing fails");
     let (_, recovery) = start(life.disk.content()).expect("whole");
     assert_eq!((recovery.hot.damaged_pages, recovery.hot.absent_pages), (0, 1));
-    let mut life = Life::new(vec![0; usize::try_from(Life::superblock().layout.bytes()).expect("small")]);
+    let mut life = Life::new(Kind::Page);
     life.live_until(2, &few()).expect("nothing fails");
     let mut content = life.disk.content();
     content[16384 + 4000] ^= 1;
@@ -56,11 +57,39 @@ fn damaged_pages_are_counted_and_absent_ones_are_not() {
     assert_eq!(recovery.hot.count(), recovery.hot.regions);
 }
 
+/// What the last run has put into the log: a region each, the newest last.
+#[test]
+fn a_record_is_read_from_either_copy_and_one_that_is_lost_makes_everything_hot() {
+    let mut life = Life::new(Kind::Log);
+    life.live_until(2, &few()).expect("nothing fails");
+    let layout = Life::superblock(Kind::Log).layout;
+    let offset = |record: u64, copy: u64| {
+        usize::try_from(layout.log_offset() + record % 4 * RECORD_BYTES + copy * 4096).expect("small")
+    };
+    let (_, recovery) = start(life.disk.content()).expect("whole");
+    let (newest, counting) = (recovery.logged.start.next - 1, recovery.logged.records);
+    assert_eq!((counting, recovery.logged.regions.len(), recovery.logged.damaged), (2, 1, false));
+    for record in [newest - 1, newest] {
+        for copy in 0..2 {
+            let mut content = life.disk.content();
+            content[offset(record, copy)..][..4096].fill(0xaa);
+            let (_, found) = start(content).expect("whole");
+            assert_eq!((found.hot, found.logged), (recovery.hot.clone(), recovery.logged.clone()));
+        }
+    }
+    // Both copies of a record that is not the newest: no power cut does that.
+    let mut content = life.disk.content();
+    content[offset(newest - 1, 0)..][..8192].fill(0xaa);
+    let (_, found) = start(content).expect("whole");
+    assert!(found.logged.damaged && found.hot.count() == found.hot.regions, "{found:?}");
+    assert_eq!((found.way, found.tracks.count()), (Way::Unclean, TRACKS));
+}
+
 /// A page that was lost whole, or a bug that cleared what was marked: both are believed, and what was missing is on
 /// media before the clean stop is forgotten.
 #[test]
 fn saved_tracks_whose_region_is_cold_are_copied_and_made_hot_before_anything_is_served() {
-    let mut life = Life::new(vec![0; usize::try_from(Life::superblock().layout.bytes()).expect("small")]);
+    let mut life = Life::new(Kind::Page);
     life.live_until(1, &few()).expect("nothing fails");
     let media = || Media::open(Path::new("/metadata"), life.disk.clone()).expect("whole");
     media().intent_area().write(0, &[1 << 3]).expect("written");
@@ -75,7 +104,7 @@ fn saved_tracks_whose_region_is_cold_are_copied_and_made_hot_before_anything_is_
 
 #[test]
 fn a_run_without_intent_means_everything_for_good_until_a_clean_stop() {
-    let mut life = Life::new(vec![0; usize::try_from(Life::superblock().layout.bytes()).expect("small")]);
+    let mut life = Life::new(Kind::Page);
     life.live_until(1, &few()).expect("nothing fails");
     let media = || Media::open(Path::new("/metadata"), life.disk.clone()).expect("whole");
     media().begin(&media().recovery().expect("readable"), false).expect("written");

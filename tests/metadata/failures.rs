@@ -3,34 +3,32 @@
 
 use std::path::Path;
 
+use farpoint::intent::{Record, RegionNo};
 use farpoint::metadata::MetadataError;
 use farpoint::metadata::media::Media;
 use nix::libc::{EIO, ENOSPC};
 
 use super::disk::{Failing, Leaves};
-use super::history::{Life, assert_starts, few};
+use super::history::{KINDS, Kind, Life, assert_starts, few};
 
-fn empty() -> Vec<u8> {
-    vec![0; usize::try_from(Life::superblock().layout.bytes()).expect("small")]
-}
+const LEAVES: [Leaves; 3] = [Leaves::Old, Leaves::New, Leaves::Half];
 
 #[test]
 fn every_call_that_fails_is_reported_and_leaves_a_superset() {
-    let mut whole = Life::new(empty());
-    whole.live(&few()).expect("nothing fails");
-    let calls = whole.disk.calls();
-    assert!(calls > 50, "{calls}");
-    for call in 0..calls {
-        for errno in [EIO, ENOSPC] {
-            for leaves in [Leaves::Old, Leaves::New, Leaves::Half] {
-                let mut life = Life::new(empty());
-                life.disk.fail(Failing { call, errno, leaves });
-                let result = life.live(&few());
-                let error = result.expect_err("the call that failed was passed over");
-                assert!(matches!(error, MetadataError::Io { .. }), "call {call}: {error}");
-                let what = || format!("call {call}, {errno}, {leaves:?}");
-                assert_starts(life.disk.content(), &life.truth, &what);
-            }
+    for kind in KINDS {
+        let mut whole = Life::new(kind);
+        whole.live(&few()).expect("nothing fails");
+        let calls = whole.disk.calls();
+        assert!(calls > 50, "{calls}");
+        let ways = [EIO, ENOSPC].into_iter().flat_map(|errno| LEAVES.map(|leaves| (errno, leaves)));
+        for (call, (errno, leaves)) in (0..calls).flat_map(|call| ways.clone().map(move |way| (call, way))) {
+            let mut life = Life::new(kind);
+            life.disk.fail(Failing { call, errno, leaves });
+            let result = life.live(&few());
+            let error = result.expect_err("the call that failed was passed over");
+            assert!(matches!(error, MetadataError::Io { .. }), "call {call}: {error}");
+            let what = || format!("{kind:?}, call {call}, {errno}, {leaves:?}");
+            assert_starts(life.disk.content(), &life.truth, &what);
         }
     }
 }
@@ -38,7 +36,7 @@ fn every_call_that_fails_is_reported_and_leaves_a_superset() {
 #[test]
 fn after_a_failed_write_nothing_is_written_any_more() {
     let run = |failing: fn(&Media) -> bool| {
-        let mut life = Life::new(empty());
+        let mut life = Life::new(Kind::Log);
         life.live_until(1, &few()).expect("nothing fails");
         let media = Media::open(Path::new("/metadata"), life.disk.clone()).expect("whole");
         let recovery = media.recovery().expect("readable");
@@ -54,6 +52,10 @@ fn after_a_failed_write_nothing_is_written_any_more() {
         assert!(life.disk.content() == content, "something was written");
     };
     run(|media| media.intent_area().write(0, &[1]).is_err());
+    run(|media| {
+        let record = Record { number: 9, tail: 9, regions: vec![RegionNo(1)] };
+        media.intent_area().write_record(&record).is_err()
+    });
     run(|media| media.update(|superblock| superblock.last_increment = 9).is_err());
     run(|media| media.end(&few(), false).is_err());
 }

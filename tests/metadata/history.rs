@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use farpoint::geometry::{Geometry, TrackNo};
+use farpoint::intent::{Record, RegionNo};
+use farpoint::metadata::layout::Layout;
 use farpoint::metadata::media::{Media, Recovery, Slots, Way, recover};
 use farpoint::metadata::medium::Medium;
 use farpoint::metadata::superblock::Superblock;
@@ -62,17 +64,42 @@ pub fn assert_starts(content: Vec<u8>, truth: &Truth, what: &dyn Fn() -> String)
     assert_safe(content, truth, what);
 }
 
+/// How the volume keeps its intent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// In a page.
+    Page,
+    /// In a page and, ahead of it, in a log of four slots.
+    Log,
+}
+
+pub const KINDS: [Kind; 2] = [Kind::Page, Kind::Log];
+const SLOTS: u64 = 4;
+
 /// A volume that has one disk under its metadata.
 pub struct Life {
     pub disk: Arc<Disk>,
     pub truth: Truth,
     moments: Vec<Moment>,
+    kind: Kind,
+    /// Numbers of the log's next record, and of the oldest one that the page does not make up for.
+    next: u64,
+    tail: u64,
 }
 
 impl Life {
-    pub fn new(content: Vec<u8>) -> Self {
+    /// On a disk that nobody has written to.
+    pub fn new(kind: Kind) -> Self {
+        Self::over(Self::zeroes(kind), kind)
+    }
+
+    pub fn zeroes(kind: Kind) -> Vec<u8> {
+        vec![0; usize::try_from(Self::superblock(kind).layout.bytes()).expect("small")]
+    }
+
+    pub fn over(content: Vec<u8>, kind: Kind) -> Self {
         let truth = Truth { unborn: true, ..Truth::default() };
-        Self { disk: Arc::new(Disk::new(content)), truth, moments: Vec::new() }
+        Self { disk: Arc::new(Disk::new(content)), truth, moments: Vec::new(), kind, next: 1, tail: 1 }
     }
 
     /// What was done to the disk, with what had to hold all through it.
@@ -111,16 +138,20 @@ impl Life {
         Ok(())
     }
 
-    pub fn superblock() -> Superblock {
+    pub fn superblock(kind: Kind) -> Superblock {
         let geometry = Geometry::new(SIZE, TRACK).expect("valid");
         let side = |identity: &str, size| Side { identity: identity.to_owned(), size };
-        let bytes = farpoint::metadata::layout::Layout::new(&geometry, REGION.into()).bytes();
+        let layout = match kind {
+            Kind::Page => Layout::new(&geometry, REGION.into()),
+            Kind::Log => Layout::with_log(&geometry, 1, u32::try_from(SLOTS).expect("small")),
+        };
+        let bytes = layout.bytes();
         let sides = [side("wwid:primary", SIZE), side("file:2@3.000000004", SIZE), side("file:5@6.000000007", bytes)];
-        Superblock::new(*b"0123456789abcdef", "db", sides, &geometry, REGION)
+        Superblock::with_layout(*b"0123456789abcdef", "db", sides, &geometry, REGION, layout)
     }
 
     fn create(&mut self) -> Result<(), MetadataError> {
-        Media::format(Path::new(PATH), self.disk.clone(), Self::superblock())?;
+        Media::format(Path::new(PATH), self.disk.clone(), Self::superblock(self.kind))?;
         self.truth(|truth| {
             *truth = Truth { unborn: false, tracks: (0..TRACKS).collect(), number: 0, incomplete: true };
         });
@@ -133,25 +164,45 @@ impl Life {
         Ok((media, recovery))
     }
 
+    /// A start has begun: the page shows everything, and the log names nothing.
+    fn begin(&mut self, media: &Media, recovery: &Recovery) -> Result<(), MetadataError> {
+        media.begin(recovery, true)?;
+        self.next = recovery.log().next;
+        self.tail = self.next;
+        Ok(())
+    }
+
+    /// Writes a record, which makes the page's write needless for now.
+    fn record(&mut self, media: &Media, regions: Vec<RegionNo>) -> Result<(), MetadataError> {
+        let record = Record { number: self.next, tail: self.tail, regions };
+        self.next += 1;
+        media.intent_area().write_record(&record).map_err(|source| io("writing a record", source))
+    }
+
     /// Writes the page with the bits of exactly these regions.
-    fn page(media: &Media, regions: &BTreeSet<u64>) -> Result<(), MetadataError> {
+    fn page(&mut self, media: &Media, regions: &BTreeSet<u64>) -> Result<(), MetadataError> {
         let mut words = [0_u64; 2];
         for region in regions {
             words[usize::try_from(region / 64).expect("small")] |= 1 << (region % 64);
         }
-        let written = media.intent_area().write(0, &words);
-        written.map_err(|source| MetadataError::Io { path: PATH.into(), doing: "writing a page", source })
+        media.intent_area().write(0, &words).map_err(|source| io("writing a page", source))?;
+        self.tail = self.next;
+        Ok(())
     }
 
     fn regions(&self) -> BTreeSet<u64> {
         self.truth.tracks.iter().map(|track| track / TRACKS_PER_REGION).collect()
     }
 
-    /// A host write to a region that is cold: nothing may differ before the page is durable.
+    /// A host write to a region that is cold: nothing may differ before the page is durable, or a record.
     fn write(&mut self, media: &Media, track: u64) -> Result<(), MetadataError> {
         let mut regions = self.regions();
         regions.insert(track / TRACKS_PER_REGION);
-        Self::page(media, &regions)?;
+        if self.kind == Kind::Log && self.next + 1 - self.tail < SLOTS {
+            self.record(media, vec![RegionNo(track / TRACKS_PER_REGION)])?;
+        } else {
+            self.page(media, &regions)?;
+        }
         self.truth(|truth| {
             truth.tracks.insert(track);
         });
@@ -161,7 +212,9 @@ impl Life {
     /// The drain has brought all but these to the secondary, and the keeper clears what is left of the regions.
     fn drained_but(&mut self, media: &Media, left: &Tracks) -> Result<(), MetadataError> {
         self.truth(|truth| truth.tracks.retain(|track| left.contains(TrackNo(*track))));
-        Self::page(media, &self.regions())
+        self.page(media, &self.regions())?;
+        // Of what was cleared the log may still have records that count.
+        if self.kind == Kind::Log { self.record(media, Vec::new()) } else { Ok(()) }
     }
 
     fn number(&mut self, media: &Media, number: u64) -> Result<(), MetadataError> {
@@ -180,7 +233,7 @@ impl Life {
     fn first_run(&mut self, saved: &Tracks) -> Result<(), MetadataError> {
         let (media, recovery) = self.open()?;
         assert_eq!((recovery.way, recovery.tracks.count()), (Way::New, TRACKS));
-        media.begin(&recovery, true)?;
+        self.begin(&media, &recovery)?;
         self.drained_but(&media, saved)?;
         self.number(&media, 5)?;
         self.truth(|truth| truth.incomplete = false);
@@ -189,7 +242,11 @@ impl Life {
             superblock.incomplete = false;
         })?;
         self.number(&media, 6)?;
-        self.write(&media, 40 * TRACKS_PER_REGION)?;
+        // More than the log has room for.
+        let regions = if self.kind == Kind::Log { 40..45 } else { 40..41 };
+        for region in regions {
+            self.write(&media, region * TRACKS_PER_REGION)?;
+        }
         self.end(&media)
     }
 
@@ -199,7 +256,7 @@ impl Life {
         let exact: BTreeSet<u64> = (0..TRACKS).filter(|track| recovery.tracks.contains(TrackNo(*track))).collect();
         assert_eq!((recovery.way, &exact), (Way::Exact, &self.truth.tracks), "a clean stop copies nothing else (P7)");
         let before = media.superblock();
-        media.begin(&recovery, true)?;
+        self.begin(&media, &recovery)?;
         // The start fails; until then the drain was at work, and the keeper.
         let first = exact.first().expect("out of sync") / TRACKS_PER_REGION;
         let left = exact.iter().copied().filter(|track| track / TRACKS_PER_REGION != first).collect();
@@ -208,7 +265,7 @@ impl Life {
         self.truth(|truth| truth.tracks.clone_from(&exact));
         let (media, recovery) = self.open()?;
         assert_eq!(recovery.way, Way::Exact, "nobody could have written");
-        media.begin(&recovery, true)?;
+        self.begin(&media, &recovery)?;
         self.write(&media, 60 * TRACKS_PER_REGION + 3)?;
         self.number(&media, 7)?;
         self.drained_but(&media, saved)?;
@@ -225,13 +282,17 @@ impl Life {
             let hot: BTreeSet<u64> = self.regions();
             assert_eq!(recovery.hot.count(), hot.len() as u64, "only what was hot is copied again (P7)");
             assert_eq!(recovery.tracks.count(), hot.len() as u64 * TRACKS_PER_REGION);
-            media.begin(&recovery, true)?;
+            self.begin(&media, &recovery)?;
             self.note();
         }
         let (media, recovery) = self.open()?;
-        media.begin(&recovery, true)?;
+        self.begin(&media, &recovery)?;
         self.end(&media)
     }
+}
+
+fn io(doing: &'static str, source: io::Error) -> MetadataError {
+    MetadataError::Io { path: PATH.into(), doing, source }
 }
 
 /// The superblock and what a start would do, by the functions that `farpoint check` uses.

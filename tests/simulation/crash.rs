@@ -13,6 +13,7 @@ use crate::rng::Rng;
 use crate::trace::Note;
 use crate::world::{Event, World};
 use farpoint::geometry::TrackNo;
+use farpoint::metadata::layout::PAGE_BYTES;
 use farpoint::metadata::media::{Media, Recovery, Way};
 use farpoint::metadata::{Tracks, superblock::Superblock};
 use std::path::Path;
@@ -118,7 +119,8 @@ impl World {
 
     /// The threads that write metadata have ended.
     fn finish_page_writes(&mut self) {
-        let is_page = |event: &Event| matches!(event, Event::Io(Io { kind: IoKind::WritePage(_), .. }));
+        let is_page =
+            |event: &Event| matches!(event, Event::Io(Io { kind: IoKind::WritePage(_) | IoKind::WriteRecord, .. }));
         while let Some(at) = self.ready.iter().position(is_page) {
             let Event::Io(mut io) = self.ready.swap_remove(at) else { return };
             self.volumes[io.volume].side.devices.carry_out(&io, io.goal() - io.done);
@@ -139,7 +141,11 @@ impl World {
             let left = io.goal() - io.done;
             let lands = matches!(
                 io.kind,
-                IoKind::HostWrite { .. } | IoKind::SendRun(..) | IoKind::SendImage(..) | IoKind::WritePage(_)
+                IoKind::HostWrite { .. }
+                    | IoKind::SendRun(..)
+                    | IoKind::SendImage(..)
+                    | IoKind::WritePage(_)
+                    | IoKind::WriteRecord
             );
             if lands && left > 0 && self.rng.chance(2, 3) {
                 let sectors = if self.rng.chance(1, 2) { left } else { self.rng.below(left + 1) };
@@ -157,8 +163,10 @@ impl World {
         let secondary: Vec<Stamp> = live.iter().zip(durable).map(either).collect();
         let mut content = devices.disk.as_ref().expect("a disk").remains(power_cut);
         if rng.chance(1, 16) {
-            // A page that rots is as good as one that was torn.
-            let at = devices.intent_offset + rng.next() % 64;
+            // A page that rots is as good as one that was torn, and of a record there are two.
+            let layout = devices.layout.expect("metadata");
+            let page = rng.next() % (layout.intent_pages + 2 * u64::from(layout.log_slots));
+            let at = layout.intent_offset + page * PAGE_BYTES as u64 + rng.next() % 64;
             content[crate::devices::index(at)] ^= 1 << rng.below(8);
         }
         loop {
@@ -208,6 +216,10 @@ fn check(
             );
             return Err(Violation::new("P1", text));
         }
+    }
+    if recovery.logged.damaged {
+        let text = format!("volume {index}: a record that counts cannot be read: {:?}", recovery.logged);
+        return Err(Violation::new("P7", text));
     }
     if let Some(saved) = saved
         && (*saved != recovery.tracks || recovery.way != Way::Exact)

@@ -8,11 +8,12 @@
 use crate::cache::Cache;
 use crate::checker::{Stamp, Violation};
 use crate::crash::Start;
-use crate::disk::Disk;
+use crate::disk::{Disk, PAGE_SECTORS};
 use crate::options::{Options, SECTOR, TRACK_SECTORS};
 use crate::rng::Rng;
 use farpoint::geometry::{Geometry, TrackNo, TrackRange};
 use farpoint::intent::PageNo;
+use farpoint::metadata::layout::{Layout, PAGE_BYTES, RECORD_BYTES};
 use farpoint::metadata::media::Media;
 use farpoint::metadata::medium::Page;
 use farpoint::uploader::{ImageNo, ImageRead, Segment, SlotNo};
@@ -50,6 +51,8 @@ pub enum IoKind {
     FlushPrimary,
     /// A page of the intent: the keeper's write of this number.
     WritePage(usize),
+    /// A record of the log: the same page twice.
+    WriteRecord,
 }
 
 impl IoKind {
@@ -62,7 +65,7 @@ impl IoKind {
             Self::ReadRun(_) => 3,
             Self::SendRun(..) | Self::SendImage(..) => 4,
             Self::FlushSecondary | Self::FlushPrimary => 5,
-            Self::WritePage(_) => 8,
+            Self::WritePage(_) | Self::WriteRecord => 8,
         }
     }
 
@@ -143,9 +146,10 @@ pub struct Devices {
     pub media: Option<Media>,
     pub disk: Option<Arc<Disk>>,
     pub volume_id: [u8; 16],
-    pub intent_offset: u64,
-    /// Pages being written.
+    pub layout: Option<Layout>,
+    /// Pages being written, and the record with its slot.
     pub pages: BTreeMap<usize, (PageNo, Page)>,
+    pub record: Option<(u64, Page)>,
     /// Tracks that cannot be read.
     pub unreadable: Vec<bool>,
     pub secondary: Secondary,
@@ -187,8 +191,9 @@ impl Devices {
             media,
             disk,
             volume_id: superblock.as_ref().map_or([0; 16], |superblock| superblock.id),
-            intent_offset: superblock.map_or(0, |superblock| superblock.layout.intent_offset),
+            layout: superblock.map(|superblock| superblock.layout),
             pages: BTreeMap::new(),
+            record: None,
             slots: vec![vec![Stamp::BLANK; run_sectors]; options.limits.window],
             slot_starts: vec![0; options.limits.window],
             images: vec![vec![Stamp::BLANK; TRACK_SECTORS]; options.images],
@@ -232,9 +237,15 @@ impl Devices {
                 IoKind::SendImage(image, _) => self.secondary.put(sector, self.images[image.0][done]),
                 IoKind::WritePage(number) => {
                     let (page, content) = &self.pages[&number];
-                    let offset = self.intent_offset + page.0 * farpoint::metadata::layout::PAGE_BYTES as u64;
-                    if let Some(disk) = &self.disk {
-                        disk.land(offset, sector, &content.0);
+                    if let (Some(disk), Some(layout)) = (&self.disk, &self.layout) {
+                        disk.land(layout.intent_offset + page.0 * PAGE_BYTES as u64, sector, &content.0);
+                    }
+                }
+                IoKind::WriteRecord => {
+                    if let (Some(disk), Some(layout), Some((slot, content))) = (&self.disk, &self.layout, &self.record)
+                    {
+                        let copy = (sector / PAGE_SECTORS * PAGE_BYTES) as u64;
+                        disk.land(layout.log_offset() + slot * RECORD_BYTES + copy, sector % PAGE_SECTORS, &content.0);
                     }
                 }
                 IoKind::HostFlush { .. } | IoKind::FlushSecondary | IoKind::FlushPrimary => {}

@@ -7,7 +7,7 @@ use crate::options::Deaf;
 use crate::trace::Note;
 use crate::world::World;
 use farpoint::intent::{Keeper, Message, Op, PageNo, Regions};
-use farpoint::metadata::pages;
+use farpoint::metadata::{log, pages};
 use farpoint::uploader;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ enum Phase {
 pub struct KeeperDriver {
     pub keeper: Keeper,
     phase: Phase,
-    /// Pages that were written, and whether well.
-    pub answers: VecDeque<(PageNo, bool)>,
+    /// Pages that were written, or a record, and whether well.
+    pub answers: VecDeque<(Option<PageNo>, bool)>,
     letters: VecDeque<Message>,
     scheduled: bool,
     ringing: bool,
@@ -74,11 +74,20 @@ impl World {
             }
             Phase::Letters => {
                 if let Some((page, ok)) = driver.answers.pop_front() {
-                    driver.keeper.written(page, ok, &regions);
+                    match page {
+                        Some(page) => driver.keeper.written(page, ok, &regions),
+                        None => driver.keeper.recorded(ok, &regions),
+                    }
                 } else if let Some(letter) = driver.letters.pop_front() {
                     driver.keeper.tell(letter, &regions, &volume.tracking);
                 } else {
                     driver.phase = Phase::Poll;
+                }
+            }
+            // What is waited for may be asked for by a queue as well, at any time.
+            Phase::Poll if self.rng.chance(1, 3) => {
+                if let Some(op) = driver.keeper.poll_waited() {
+                    self.keeper_op(index, op);
                 }
             }
             Phase::Poll => match driver.keeper.poll(now_us / 1000, &regions, &volume.tracking) {
@@ -113,6 +122,14 @@ impl World {
                 volume.side.submit(IoKind::WritePage(number), 0, PAGE_SECTORS);
                 self.coverage.page_writes += 1;
             }
+            Op::Record => {
+                let record = volume.kept.keeper.record().expect("begun");
+                let devices = &mut volume.side.devices;
+                let slots = devices.layout.map_or(1, |layout| u64::from(layout.log_slots));
+                devices.record = Some((record.number % slots, log::encode(devices.volume_id, record)));
+                volume.side.submit(IoKind::WriteRecord, 0, 2 * PAGE_SECTORS);
+                self.coverage.records += 1;
+            }
         }
     }
 
@@ -127,10 +144,10 @@ impl World {
         self.collect(index);
     }
 
-    /// A page of the intent is on media, or could not be written.
-    pub fn answer_keeper(&mut self, index: usize, number: usize, ok: bool) {
+    /// A page of the intent, or a record of its log, is on media or could not be written.
+    pub fn answer_keeper(&mut self, index: usize, number: Option<usize>, ok: bool) {
         let volume = &mut self.volumes[index];
-        let (page, _) = volume.side.devices.pages.remove(&number).expect("a write under way");
+        let page = number.map(|number| volume.side.devices.pages.remove(&number).expect("a write under way").0);
         volume.kept.answers.push_back((page, ok));
         volume.side.ring_keeper = true;
         self.collect(index);

@@ -136,6 +136,12 @@ fn options_for(bug: Bug, seed: u64) -> Options {
         options.intent = options.intent.map(|intent| farpoint::intent::Limits { hot_max: 0, idle_ms: 1, ..intent });
         options.limits.flush_ms = 1;
     }
+    if bug == Bug::RecordLetGoEarly {
+        // Pages that take long, a log that is soon full, and crashes.
+        (options.crashes, options.cold, options.log_slots, options.region_tracks) = (6, true, 3, 1);
+        (options.speeds[8], options.rates.metadata_error, options.rounds, options.round_steps) = (1, 0, 30, 300);
+        (options.tracks, options.hot, options.depth, options.writers) = (24, 24, 8, 12);
+    }
     if bug == Bug::EarlyRelease {
         (options.crashes, options.stops, options.cold) = (0, 0, false);
         (options.volumes, options.rates.disturb, options.rates.metadata_error) = (3, 10, 0);
@@ -254,6 +260,10 @@ bugs_are_found! {
     a_forgotten_error_of_the_primary_is_found: PrimaryErrorForgotten breaks ["P1"],
     a_page_write_skipped_is_found: PageWriteSkipped breaks ["P1"],
     two_writes_of_a_page_are_found: TwoWritesOfAPage breaks ["P1"],
+    a_record_written_over_is_found: RecordWrittenOver breaks ["P7"],
+    a_record_let_go_early_is_found: RecordLetGoEarly breaks ["P1"],
+    a_forgotten_log_is_found: LogForgotten breaks ["P1"],
+    a_log_that_begins_anew_too_soon_is_found: LogResetFirst breaks ["P1"],
     hot_regions_forgotten_are_found: HotForgotten breaks ["P1"],
     a_damaged_page_read_as_cold_is_found: DamagedPageIsCold breaks ["P1"],
     clean_before_the_tracks_is_found: CleanBeforeTracks breaks ["P1", "P7"],

@@ -8,6 +8,7 @@ use crate::options::Options;
 use crate::rng::Rng;
 use crate::trace::Note;
 use crate::world::{Coverage, World};
+use farpoint::metadata::media::recover;
 
 /// Simulated time and steps within which everything is in sync once devices are well: the longest back-off, the longest
 /// time that an unreadable track is left alone, and generous room.
@@ -166,12 +167,24 @@ impl World {
             let kept = sound.map(|volume| volume.kept.keeper.figures());
             kept.filter(|figures| !figures.failed).map(|figures| figures.hot).sum::<u64>()
         };
-        while hot(self) > 0 && self.options.intent.is_some() && self.violation.is_none() {
+        while (hot(self) > 0 || self.media_shows_hot()) && self.options.intent.is_some() && self.violation.is_none() {
             if !self.step() || self.coverage.steps > began + SETTLE_STEPS_MAX {
                 return self.breach("P7", format!("{} regions stay hot and nobody uses them", hot(self)));
             }
         }
         self.coverage.cooled += 1;
+    }
+
+    /// Whether media says of a region that it is hot although its keeper says that none is.
+    fn media_shows_hot(&self) -> bool {
+        self.volumes.iter().any(|volume| {
+            let figures = volume.kept.keeper.figures();
+            let devices = &volume.side.devices;
+            let (Some(disk), Some(media)) = (&devices.disk, &devices.media) else { return false };
+            let at_rest = figures.hot == 0 && !figures.failed && !volume.regions.is_in_doubt();
+            let found = || recover(&**disk, &media.superblock()).expect("readable");
+            at_rest && (volume.kept.keeper.is_writing() || found().hot.count() > 0)
+        })
     }
 
     /// Goes on with the groups that wait for a command.

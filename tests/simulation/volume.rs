@@ -8,9 +8,9 @@ use crate::keeper::KeeperDriver;
 use crate::options::Options;
 use crate::rng::Rng;
 use crate::side::Side;
-use farpoint::intent::{self, Keeper, Regions};
+use farpoint::intent::{self, Keeper, LogStart, Regions};
 use farpoint::memory::Words;
-use farpoint::metadata::layout::REGIONS_PER_PAGE;
+use farpoint::metadata::layout::{Layout, REGIONS_PER_PAGE};
 use farpoint::metadata::{self, superblock::Superblock};
 use farpoint::tracking::{Bitmap, Epoch, Tracking};
 use farpoint::uploader::Drain;
@@ -38,7 +38,7 @@ pub struct Volume {
 
 impl Volume {
     pub fn new(index: usize, options: &Options, epoch: &Arc<Epoch>, seed: u64, start: Option<Start>) -> Self {
-        let hot = start.as_ref().map(|start| start.recovery.hot.words.clone());
+        let hot = start.as_ref().map(|start| (start.recovery.hot.words.clone(), start.recovery.log()));
         let recovered = start.as_ref().map(|start| start.recovery.tracks.clone());
         let sides = match &start {
             Some(start) => renamed(index, &start.primary, &start.secondary),
@@ -106,13 +106,17 @@ pub fn first_start(index: usize, options: &Options, rng: &mut Rng) -> Start {
     let sides = [side("primary", geometry.size()), side("secondary", geometry.size()), side("metadata", 1 << 20)];
     let id = [u8::try_from(index + 1).expect("small"); 16];
     let region_size = u32::try_from(options.region_size()).expect("small");
-    let superblock = Superblock::new(id, "simulated", sides, &geometry, region_size);
+    let pages = Layout::new(&geometry, region_size.into()).intent_pages;
+    let layout = Layout::with_log(&geometry, pages, options.log_slots);
+    let superblock = Superblock::with_layout(id, "simulated", sides, &geometry, region_size, layout);
     Start::first(primary, secondary, superblock, options.cold, Rng::new(rng.next()))
 }
 
 /// Without intent every region is hot for ever, and the keeper sleeps.
-fn keeper(options: &Options, regions: &Regions, hot: Option<Vec<u64>>) -> KeeperDriver {
-    let asleep = intent::Limits { hot_max: u64::MAX, idle_ms: u64::MAX, ahead: 0, batch: 1, suspend: false };
-    let hot = hot.unwrap_or_else(|| vec![u64::MAX; crate::devices::index(regions.count().div_ceil(64))]);
-    KeeperDriver::new(Keeper::new(options.intent.unwrap_or(asleep), regions, REGIONS_PER_PAGE, &hot))
+fn keeper(options: &Options, regions: &Regions, found: Option<(Vec<u64>, LogStart)>) -> KeeperDriver {
+    let asleep =
+        intent::Limits { hot_max: u64::MAX, idle_ms: u64::MAX, ahead: 0, batch: 1, suspend: false };
+    let all = || vec![u64::MAX; crate::devices::index(regions.count().div_ceil(64))];
+    let (hot, log) = found.unwrap_or_else(|| (all(), LogStart::NONE));
+    KeeperDriver::new(Keeper::new(options.intent.unwrap_or(asleep), regions, REGIONS_PER_PAGE, &hot, log))
 }

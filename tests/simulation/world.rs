@@ -61,6 +61,7 @@ pub struct Coverage {
     pub settled: u64,
     pub keeper_steps: u64,
     pub page_writes: u64,
+    pub records: u64,
     pub crashes: u64,
     pub cooled: u64,
 }
@@ -78,6 +79,7 @@ impl Coverage {
         self.settled += other.settled;
         self.keeper_steps += other.keeper_steps;
         self.page_writes += other.page_writes;
+        self.records += other.records;
         self.crashes += other.crashes;
         self.cooled += other.cooled;
     }
@@ -325,7 +327,8 @@ impl World {
                     && self.volumes[io.volume].side.devices.cannot_read(&io);
                 self.answer_host(&io, queue, tag, fails);
             }
-            IoKind::WritePage(number) => self.answer_keeper(io.volume, number, io.fate == Fate::Good),
+            IoKind::WritePage(number) => self.answer_keeper(io.volume, Some(number), io.fate == Fate::Good),
+            IoKind::WriteRecord => self.answer_keeper(io.volume, None, io.fate == Fate::Good),
             IoKind::HostWrite { queue, tag, .. } | IoKind::HostFlush { queue, tag } => {
                 self.settle_cache(&io);
                 self.answer_host(&io, queue, tag, false);
@@ -420,7 +423,7 @@ impl World {
             IoKind::SendRun(..) | IoKind::SendImage(..) | IoKind::FlushSecondary | IoKind::FlushPrimary => {
                 (0, 0, rates.secondary_error)
             }
-            IoKind::WritePage(_) => {
+            IoKind::WritePage(_) | IoKind::WriteRecord => {
                 let fails = self.options.rates.metadata_error;
                 let fails = self.rng.chance(fails, 2048);
                 return if fails { Fate::Error(self.rng.below(io.count + 1)) } else { Fate::Good };

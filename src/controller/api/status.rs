@@ -185,8 +185,9 @@ pub struct Counters {
     pub increments_aborted: u64,
     /// Longest hold so far, in microseconds.
     pub hold_us_max: u64,
-    /// Intent pages written.
+    /// Intent pages written, and records of the intent log.
     pub intent_page_writes: u64,
+    pub intent_records: u64,
     /// Host writes that waited for the intent of their regions to be durable.
     pub intent_waits: u64,
     /// Regions marked ahead of a sequential writer.

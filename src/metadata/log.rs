@@ -1,0 +1,142 @@
+//! The intent log: records of regions that became hot, ahead of the intent pages that are to show them.
+//!
+//! A record is one page, written twice, so that no one page that rots makes the newest record pass for one that a power
+//! cut has torn. Record `n` lies in slot `n` modulo the number of slots. All numbers little-endian:
+//!
+//! ```text
+//! offset  size
+//!      0     4  magic "FPLG"
+//!      4     4  CRC32C of what is used of the page but these four bytes
+//!      8     8  number of the record, from 1
+//!     16    16  the volume's id
+//!     32     8  number of the oldest record that counts beside it; its own if none does
+//!     40     4  number of regions
+//!     44     4  zero
+//!     48        the regions, eight bytes each; zeroes to the end
+//! ```
+//!
+//! Those that count are the newest record and those from its `tail` on. What lies in other slots says nothing: it was
+//! never written, is out of date, or is the record that a power cut has torn, which nobody had gone by yet. If one that
+//! counts cannot be read, every region is taken for hot (H5).
+
+use super::layout::{Layout, PAGE_BYTES, RECORD_BYTES};
+use super::medium::{Chunk, Medium, Page};
+use crate::intent::{LogStart, RECORD_REGIONS_MAX, Record, RegionNo};
+use std::collections::BTreeMap;
+use std::io;
+
+const MAGIC: &[u8; 4] = b"FPLG";
+const CRC: usize = 4;
+const NUMBER: usize = 8;
+const VOLUME: usize = 16;
+const TAIL: usize = 32;
+const COUNT: usize = 40;
+const REGIONS: usize = 48;
+
+const _: () = assert!(REGIONS + RECORD_REGIONS_MAX * 8 <= PAGE_BYTES, "a record is a page");
+
+/// The page of a record.
+pub fn encode(volume: [u8; 16], record: &Record) -> Page {
+    let mut page = Page::ZERO;
+    page.put(0, MAGIC);
+    page.put(NUMBER, &record.number.to_le_bytes());
+    page.put(VOLUME, &volume);
+    page.put(TAIL, &record.tail.to_le_bytes());
+    let regions = &record.regions[..record.regions.len().min(RECORD_REGIONS_MAX)];
+    page.put(COUNT, &u32::try_from(regions.len()).unwrap_or(0).to_le_bytes());
+    for (bytes, region) in page.0[REGIONS..].chunks_exact_mut(8).zip(regions) {
+        bytes.copy_from_slice(&region.0.to_le_bytes());
+    }
+    let crc = checksum(&page, regions.len());
+    page.put(CRC, &crc.to_le_bytes());
+    page
+}
+
+/// Of a record with so many regions. What is behind them says nothing, and most records name few.
+fn checksum(page: &Page, regions: usize) -> u32 {
+    let used = &page.0[..REGIONS + regions * 8];
+    crc32c::crc32c_append(crc32c::crc32c(&used[..CRC]), &used[CRC + 4..])
+}
+
+/// The record in a page, if the page is whole and one of this volume.
+fn decode(page: &Page, volume: [u8; 16]) -> Option<Record> {
+    let number = |at| u64::from_le_bytes(page.get(at));
+    let count = usize::try_from(u32::from_le_bytes(page.get(COUNT))).unwrap_or(usize::MAX);
+    let ours = page.get::<4>(0) == *MAGIC
+        && page.get::<16>(VOLUME) == volume
+        && count <= RECORD_REGIONS_MAX
+        && u32::from_le_bytes(page.get(CRC)) == checksum(page, count);
+    if !ours {
+        return None;
+    }
+    let regions = page.0[REGIONS..].as_chunks().0.iter().take(count);
+    let regions = regions.map(|bytes| RegionNo(u64::from_le_bytes(*bytes))).collect();
+    Some(Record { number: number(NUMBER), tail: number(TAIL), regions })
+}
+
+/// What a log on media says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logged {
+    /// Regions that records name which count.
+    pub regions: Vec<RegionNo>,
+    /// How many records those are.
+    pub records: u64,
+    /// Where the log goes on.
+    pub start: LogStart,
+    /// A record that counts cannot be read: every region may be hot.
+    pub damaged: bool,
+}
+
+/// Reads the log of a volume.
+pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Result<Logged> {
+    let slots = u64::from(layout.log_slots);
+    let mut found = BTreeMap::new();
+    let (mut page, mut chunk) = (Page::ZERO, Chunk::new());
+    for slot in 0..slots {
+        let copies = &mut chunk.0[..2 * PAGE_BYTES];
+        medium.read(layout.log_offset() + slot * RECORD_BYTES, copies)?;
+        for copy in copies.chunks_exact(PAGE_BYTES) {
+            page.0.copy_from_slice(copy);
+            if let Some(record) = decode(&page, volume).filter(|record| record.number % slots == slot) {
+                // Where a write was torn the other copy may be an older record: the newer one counts.
+                found.insert(record.number, record);
+            }
+        }
+    }
+    let mut start = LogStart { slots, ..LogStart::NONE };
+    let Some((&newest, last)) = found.last_key_value() else {
+        return Ok(Logged { regions: Vec::new(), records: 0, start, damaged: false });
+    };
+    start.next = newest.saturating_add(1);
+    let counting = last.tail..=newest;
+    let records = newest.saturating_sub(last.tail).saturating_add(1);
+    // No writer lets so many count: a bug, and not to be gone by.
+    let mut damaged = last.tail > newest || last.tail == 0 || records >= slots.max(2);
+    let mut regions = Vec::new();
+    if !damaged {
+        for number in counting {
+            match found.get(&number) {
+                Some(record) => regions.extend(&record.regions),
+                None => damaged = true,
+            }
+        }
+    }
+    Ok(Logged { regions, records, start, damaged })
+}
+
+/// Writes a record; durable when it returns.
+pub(super) fn write(medium: &dyn Medium, layout: &Layout, volume: [u8; 16], record: &Record) -> io::Result<()> {
+    let slots = u64::from(layout.log_slots);
+    if slots == 0 || record.regions.len() > RECORD_REGIONS_MAX {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let page = encode(volume, record);
+    let mut both = RecordPages([0; 2 * PAGE_BYTES]);
+    both.0[..PAGE_BYTES].copy_from_slice(&page.0);
+    both.0[PAGE_BYTES..].copy_from_slice(&page.0);
+    medium.write(layout.log_offset() + record.number % slots * RECORD_BYTES, &both.0)
+}
+
+/// A record as it is written.
+#[repr(C, align(4096))]
+struct RecordPages([u8; 2 * PAGE_BYTES]);
