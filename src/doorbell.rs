@@ -45,6 +45,11 @@ impl Doorbell {
         let _ = poll(&mut [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)], timeout.unwrap_or(PollTimeout::MAX));
     }
 
+    /// Whether it was rung and is not answered.
+    pub fn is_rung(&self) -> bool {
+        self.rung.load(SeqCst)
+    }
+
     /// For the armed poll.
     pub fn raw_fd(&self) -> RawFd {
         self.event.as_raw_fd()

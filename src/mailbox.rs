@@ -24,9 +24,14 @@ impl<L: Letter> Mailbox<L> {
 
     pub fn tell(&self, letter: L) {
         if !letter.is_only_a_ring() {
-            self.letters.lock().unwrap_or_else(PoisonError::into_inner).push(letter);
+            self.post(letter);
         }
         self.bell.ring();
+    }
+
+    /// Leaves a letter without ringing, for who reads it himself or rings later.
+    pub fn post(&self, letter: L) {
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner).push(letter);
     }
 
     /// Moves all letters to the end of `into`. To be called after the bell was answered: a letter that comes later

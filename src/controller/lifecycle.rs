@@ -491,7 +491,7 @@ fn serve(
     let superblock = media.begin(recovery, true)?;
     let name = spec.name.clone();
     let intent = Intent {
-        pages: Box::new(media.intent_area()),
+        area: media.intent_area(),
         region_size: superblock.region_size.into(),
         hot: recovery.hot.words.clone(),
         log: recovery.log(),

@@ -8,6 +8,7 @@
 //! next one once more, and goes on with what waited. A write done twice is the same bytes twice, and is marked twice.
 
 use super::gate::Gate;
+use super::intent_requests::METADATA;
 use super::leftovers::Owner;
 use super::queue_io::Handler;
 use super::request::SECTOR_SHIFT;
@@ -316,6 +317,10 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
             device.tgt.cq_depth = depth * 4;
             device.tgt.fds[1] = self.primary.raw_fd();
             device.tgt.nr_fds = 2;
+            if let Some(metadata) = self.shared.desk.as_ref().and_then(|desk| desk.raw_fd()) {
+                device.tgt.fds[METADATA] = metadata;
+                device.tgt.nr_fds = 3;
+            }
             Ok(())
         };
         let device = Arc::new(UblkDev::new("farpoint".to_owned(), describe, control)?);

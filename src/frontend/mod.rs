@@ -3,6 +3,8 @@
 mod device;
 pub mod features;
 mod gate;
+mod intent_requests;
+mod intent_write;
 pub mod leftovers;
 pub mod openers;
 mod queue_io;
@@ -12,6 +14,7 @@ mod ublk_queue;
 mod watchdog;
 
 pub use device::{DeviceError, REQUEST_BYTES_MAX, Shape, UblkDevice};
+pub use intent_write::{Attended, IntentDesk, IntentWrite};
 pub use queue_io::{Handler, QueueIo, Zeroing};
 pub use request::{Op, Request, SECTOR_SHIFT, Tag};
 pub use ublk_queue::Shared;

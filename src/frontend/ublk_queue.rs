@@ -2,6 +2,8 @@
 //! touches tags; nothing here is specific to mirroring.
 
 use super::gate::Gate;
+use super::intent_requests::IntentRequests;
+use super::intent_write::IntentDesk;
 use super::queue_io::{Handler, QueueIo, Zeroing};
 use super::request::{Request, Tag};
 use crate::doorbell::Doorbell;
@@ -13,7 +15,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use libublk::helpers::IoBuf;
 use libublk::io::{UblkDev, UblkQueue, ublk_init_task_ring, with_task_io_ring_mut};
 use libublk::{BufDesc, UblkError, UblkIORes, UblkUringData, io::BufDescList};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -33,6 +35,7 @@ const HAND_OVER_LOOK: Duration = Duration::from_millis(2);
 const KIND_PRIMARY: u64 = 1 << 16;
 const KIND_IMAGE: u64 = 2 << 16;
 const KIND_BELL: u64 = 3 << 16;
+const KIND_INTENT: u64 = 4 << 16;
 const KIND_MASK: u64 = 0xff << 16;
 const IMAGE_SHIFT: u32 = 24;
 
@@ -42,8 +45,10 @@ pub struct Shared {
     pub images: Arc<Images>,
     pub drain: Arc<Mailbox>,
     pub keeper: Arc<intent::Mailbox>,
+    /// Where queues have their intent written; none if no intent is kept.
+    pub desk: Option<Arc<dyn IntentDesk>>,
     /// One per queue.
-    pub bells: Box<[Doorbell]>,
+    pub bells: Arc<[Doorbell]>,
     pub zeroing: storage::Zeroing,
     /// The device could not be started: its queues end although nobody has stopped it.
     pub abandoned: AtomicBool,
@@ -80,7 +85,7 @@ impl Shared {
     }
 
     pub fn ring_all(&self) {
-        for bell in &self.bells {
+        for bell in &*self.bells {
             bell.ring();
         }
     }
@@ -96,6 +101,9 @@ struct UblkIo<'a> {
     /// Tags that the kernel has, and own requests under way.
     at_kernel: usize,
     own: usize,
+    intent: &'a mut IntentRequests,
+    /// The time of this turn, once somebody has asked for it.
+    now_us: Cell<Option<u64>>,
     failed: Option<UblkError>,
 }
 
@@ -110,6 +118,19 @@ impl UblkIo<'_> {
 
     fn memory(&self, tag: Tag, done: u32) -> *mut u8 {
         self.memory[usize::from(tag)].as_mut_ptr().wrapping_add(usize::try_from(done).unwrap_or(0))
+    }
+}
+
+impl UblkIo<'_> {
+    /// At the end of a turn: the intent that its cold writes wait for is written, all of it at once.
+    fn attend_to_intent(&mut self, handler: &mut impl Handler) {
+        let (entry, rung) = self.intent.attend();
+        if let Some(entry) = entry {
+            self.submit(entry, KIND_INTENT);
+        }
+        if rung {
+            handler.rung(self);
+        }
     }
 }
 
@@ -185,7 +206,11 @@ impl QueueIo for UblkIo<'_> {
     }
 
     fn tell_keeper(&mut self, message: intent::Message) {
-        self.shared.keeper.tell(message);
+        if matches!(message, intent::Message::Want { .. }) && self.intent.take_letters() {
+            self.shared.keeper.post(message);
+        } else {
+            self.shared.keeper.tell(message);
+        }
     }
 
     fn wake(&mut self, waiters: Waiters) {
@@ -199,7 +224,10 @@ impl QueueIo for UblkIo<'_> {
     }
 
     fn now_us(&self) -> u64 {
-        u64::try_from(self.shared.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+        let clock = || u64::try_from(self.shared.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let now = self.now_us.get().unwrap_or_else(clock);
+        self.now_us.set(Some(now));
+        now
     }
 }
 
@@ -218,14 +246,19 @@ pub(super) fn serve(
     // Every page is touched now, and with that locked: not by the first write-back, for which memory may be short.
     memory.iter_mut().for_each(IoBuf::zero_buf);
     let registered = ring.map(|()| register(&memory));
+    let intent = IntentRequests::new(usize::from(index), shared.desk.as_ref());
     gate.pass();
-    let registered = match registered {
-        Ok(registered) => registered,
-        Err(error) => return failed(&error),
+    let (registered, mut intent) = match (registered, intent) {
+        (Ok(registered), Ok(intent)) => (registered, intent),
+        (Err(error), _) => return failed(&error),
+        (_, Err(_)) => return failed(&UblkError::OtherError(-libc::ENOMEM)),
     };
-    if serve_with(index, device, shared, handler, (&memory, registered), failed).is_err() {
+    if serve_with(index, device, shared, handler, (&memory, registered, &mut intent), failed).is_err() {
         // Requests may be under way that still refer to it.
         std::mem::forget(memory);
+    }
+    if intent.is_under_way() {
+        std::mem::forget(intent);
     }
 }
 
@@ -234,14 +267,24 @@ fn serve_with(
     device: &UblkDev,
     shared: &Shared,
     handler: &mut impl Handler,
-    (memory, registered): (&Vec<IoBuf<u8>>, bool),
+    (memory, registered, intent): (&Vec<IoBuf<u8>>, bool, &mut IntentRequests),
     failed: impl Fn(&UblkError),
 ) -> Result<(), UblkError> {
     let queue = UblkQueue::new(index, device)
         .and_then(|queue| queue.submit_fetch_commands_unified(BufDescList::Slices(Some(memory))));
     let queue = queue.inspect_err(&failed)?;
     let depth = usize::from(device.dev_info.queue_depth);
-    let mut io = UblkIo { queue: &queue, memory, registered, shared, at_kernel: depth, own: 0, failed: None };
+    let mut io = UblkIo {
+        queue: &queue,
+        memory,
+        registered,
+        shared,
+        at_kernel: depth,
+        own: 0,
+        intent,
+        now_us: Cell::new(None),
+        failed: None,
+    };
     let bell = &shared.bells[usize::from(index)];
     arm(bell, &mut io);
     turn(bell, handler, &mut io).inspect_err(|error| {
@@ -257,12 +300,18 @@ fn turn(bell: &Doorbell, handler: &mut impl Handler, io: &mut UblkIo) -> Result<
     let shared = io.shared;
     let mut stopping = false;
     loop {
-        // The bell's poll is always under way and refers to no memory.
-        let idle = io.own <= 1;
+        // The bell's poll is always under way and refers to no memory. An intent write that may never be answered is
+        // left: what waited for it was given up, and whatever it still does on media is harmless.
+        let handing_over = shared.handing_over.load(Relaxed);
+        let left = io.intent.is_hopeless() || handing_over && io.intent.is_under_way();
+        let idle = io.own <= 1 + usize::from(left);
         if idle && stopping && io.at_kernel == 0 {
+            if left {
+                leave_ring(bell);
+            }
             return Ok(());
         }
-        if idle && shared.handing_over.load(Relaxed) && !handler.is_serving() {
+        if idle && handing_over && !handler.is_serving() {
             // The last answers. What has not begun the kernel hands to the next one who serves the device.
             let submitted = with_task_io_ring_mut(|ring| ring.submit());
             submitted.map_err(UblkError::IOError)?;
@@ -272,6 +321,7 @@ fn turn(bell: &Doorbell, handler: &mut impl Handler, io: &mut UblkIo) -> Result<
             }
         }
         wait()?;
+        io.now_us.set(None);
         if shared.abandoned.load(Relaxed) {
             return Err(UblkError::OtherError(-libc::ECANCELED));
         }
@@ -291,6 +341,7 @@ fn turn(bell: &Doorbell, handler: &mut impl Handler, io: &mut UblkIo) -> Result<
                 break;
             }
         }
+        io.attend_to_intent(handler);
     }
 }
 
@@ -376,6 +427,11 @@ fn dispatch(completion: &cqueue::Entry, bell: &Doorbell, handler: &mut impl Hand
     io.own -= 1;
     match data & KIND_MASK {
         KIND_PRIMARY => handler.primary_done(tag, result, io),
+        KIND_INTENT => {
+            if let Some(again) = io.intent.answered(result) {
+                io.submit(again, KIND_INTENT);
+            }
+        }
         KIND_IMAGE => {
             let number = (data & !(UblkUringData::Target as u64)) >> IMAGE_SHIFT;
             let image = ImageNo(usize::try_from(number).unwrap_or(usize::MAX));

@@ -53,13 +53,20 @@ pub struct Limits {
     pub suspend: bool,
 }
 
+/// Something to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// The page as [`Keeper::page`] shows it at this moment.
+    Page(PageNo),
+    /// The record that [`Keeper::record`] shows; one at a time.
+    Record,
+}
+
 /// Something to carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// Write the page as [`Keeper::page`] shows it at this moment, durably; answer with [`Keeper::written`].
-    Write(PageNo),
-    /// Write the record that [`Keeper::record`] shows, durably; answer with [`Keeper::recorded`]. One at a time.
-    Record,
+    /// Write this, durably; answer with [`Keeper::written`].
+    Write(Write),
     /// Ask the drain for a grace; [`Message::Graced`] is its answer.
     Grace(u64),
 }
@@ -76,6 +83,13 @@ impl Queues {
 
     pub fn none(self) -> bool {
         self.0 == 0
+    }
+
+    /// Takes a queue out; says whether it was in.
+    pub fn remove(&mut self, queue: usize) -> bool {
+        let was = self.contains(queue);
+        self.0 &= !(1 << (queue % 64));
+        was
     }
 
     pub fn contains(self, queue: usize) -> bool {
@@ -197,6 +211,7 @@ impl Keeper {
         match message {
             Message::Want { queue, regions: wanted } => self.want(queue, wanted, regions),
             Message::Graced { id, durable } => self.graced(id, durable, regions, tracking),
+            Message::Written { write, ok } => self.written(write, ok, regions),
             Message::Look | Message::Stop => {}
         }
     }
@@ -310,14 +325,14 @@ impl Keeper {
             return None;
         }
         self.listen(regions);
-        if let Some(op) = self.poll_waited() {
-            return Some(op);
+        if let Some(write) = self.poll_waited() {
+            return Some(Op::Write(write));
         }
         if let Some(page) = self.next_write() {
-            return Some(self.begin_write(page));
+            return Some(Op::Write(self.begin_write(page)));
         }
         if self.cleared && self.log.is_stale() && self.log.has_room() {
-            return Some(self.begin_record(Vec::new(), Vec::new()));
+            return Some(Op::Write(self.begin_record(Vec::new(), Vec::new())));
         }
         self.doubt = regions.is_in_doubt();
         if self.grace.is_some() || self.doubt {
@@ -338,9 +353,9 @@ impl Keeper {
         Some(Op::Grace(self.graces))
     }
 
-    /// The next operation that writes wait for, if one request is all that it takes: a record, or the only page. For
-    /// whoever has such a write in hand and would otherwise have to wake somebody; the rest is [`Self::poll`]'s.
-    pub fn poll_waited(&mut self) -> Option<Op> {
+    /// What host writes wait for next, if one request is all that it takes: a record, or the only page. For whoever has
+    /// such a host write in hand and would otherwise have to wake somebody; the rest is [`Self::poll`]'s.
+    pub fn poll_waited(&mut self) -> Option<Write> {
         if self.figures.failed {
             return None;
         }
@@ -358,8 +373,7 @@ impl Keeper {
 
     /// Whether there is something for [`Self::poll`] now, besides what will be once a record is durable.
     pub fn has_work(&self, now_ms: u64) -> bool {
-        !self.figures.failed
-            && (self.next_write().is_some() || self.due_ms().is_some_and(|due_ms| due_ms <= now_ms))
+        !self.figures.failed && (self.next_write().is_some() || self.due_ms().is_some_and(|due_ms| due_ms <= now_ms))
     }
 
     /// When to ask again although nothing came.
@@ -397,7 +411,7 @@ impl Keeper {
         due().or_else(waited_for).or_else(|| in_turn().next())
     }
 
-    fn begin_write(&mut self, number: PageNo) -> Op {
+    fn begin_write(&mut self, number: PageNo) -> Write {
         let page = &mut self.pages[place(number)];
         self.due -= usize::from(page.due);
         page.begin_write();
@@ -407,21 +421,22 @@ impl Keeper {
         if present(Bug::RecordLetGoEarly) {
             self.settle_log();
         }
-        Op::Write(number)
+        Write::Page(number)
     }
 
-    /// The page that was submitted is durable, or could not be written.
-    pub fn written(&mut self, page: PageNo, ok: bool, regions: &Regions) {
-        if !ok {
-            return self.fail(regions);
+    /// What was submitted is durable, or could not be written.
+    pub fn written(&mut self, write: Write, ok: bool, regions: &Regions) {
+        match write {
+            _ if !ok => return self.fail(regions),
+            Write::Record => self.log.end().into_iter().for_each(|region| regions.heat(region)),
+            Write::Page(number) => {
+                let page = &mut self.pages[place(number)];
+                self.cleared |= !page.cleared_by_write.is_empty();
+                page.end_write();
+                page.set_by_write.drain(..).for_each(|region| regions.heat(region));
+                self.settle_log();
+            }
         }
-        let page = &mut self.pages[place(page)];
-        self.cleared |= !page.cleared_by_write.is_empty();
-        page.end_write();
-        for region in page.set_by_write.drain(..) {
-            regions.heat(region);
-        }
-        self.settle_log();
         self.settle(regions);
     }
 
@@ -445,7 +460,7 @@ impl Keeper {
         (named, pages)
     }
 
-    fn begin_record(&mut self, named: Vec<RegionNo>, pages: Vec<PageNo>) -> Op {
+    fn begin_record(&mut self, named: Vec<RegionNo>, pages: Vec<PageNo>) -> Write {
         let number = self.log.begin(named, pages.clone());
         for page in pages {
             self.pages[place(page)].log(number);
@@ -458,18 +473,7 @@ impl Keeper {
                 self.dirty.insert(number);
             }
         }
-        Op::Record
-    }
-
-    /// The record that was submitted is durable, or could not be written.
-    pub fn recorded(&mut self, ok: bool, regions: &Regions) {
-        if !ok {
-            return self.fail(regions);
-        }
-        for region in self.log.end() {
-            regions.heat(region);
-        }
-        self.settle(regions);
+        Write::Record
     }
 
     /// Whether a page or a record is being written.

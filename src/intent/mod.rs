@@ -20,7 +20,7 @@ mod sweep;
 #[cfg(all(test, not(feature = "loom")))]
 mod tests;
 
-pub use keeper::{Figures, Keeper, Limits, Op, Queues, RECORD_REGIONS_MAX};
+pub use keeper::{Figures, Keeper, Limits, Op, Queues, RECORD_REGIONS_MAX, Write};
 pub use log::{LogStart, Record};
 pub use message::Message;
 pub use page::PageNo;

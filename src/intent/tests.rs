@@ -56,12 +56,12 @@ impl Bench {
     fn poll(&mut self) {
         while let Some(op) = self.keeper.poll(self.now_ms, &self.regions, &self.tracking) {
             match op {
-                Op::Write(page) => {
+                Op::Write(Write::Page(page)) => {
                     let before = self.writing.insert(page, self.keeper.page(page).to_vec());
                     assert!(before.is_none(), "two writes of a page at once");
                 }
                 Op::Grace(id) => self.graces.push(id),
-                Op::Record => {
+                Op::Write(Write::Record) => {
                     let record = self.keeper.record().expect("begun").clone();
                     assert_eq!(record.number, self.newest + 1);
                     assert!(self.recording.is_none(), "two records at once");
@@ -93,7 +93,7 @@ impl Bench {
             let slot = usize::try_from(record.number).expect("small") % self.slots.len();
             self.slots[slot] = Some(record);
         }
-        self.keeper.recorded(ok, &self.regions);
+        self.keeper.written(Write::Record, ok, &self.regions);
         self.poll();
     }
 
@@ -102,7 +102,7 @@ impl Bench {
         if ok {
             self.media.insert(page, words);
         }
-        self.keeper.written(page, ok, &self.regions);
+        self.keeper.written(Write::Page(page), ok, &self.regions);
         self.poll();
     }
 

@@ -33,7 +33,7 @@ pub const SAVED_HEADER_BYTES: u64 = 64;
 
 const PAGE: u64 = PAGE_BYTES as u64;
 /// A record of the intent log: the same page twice.
-pub const RECORD_BYTES: u64 = 2 * PAGE;
+pub const RECORD_BYTES: usize = 2 * PAGE_BYTES;
 /// Tracks in a container of a roaring bitmap, its bytes when it is full, and what describes it.
 const CONTAINER_TRACKS: u64 = 1 << 16;
 const CONTAINER_BYTES: u64 = 8192 + 16;
@@ -65,7 +65,7 @@ impl Layout {
             + 8
             + tracks.div_ceil(CONTAINER_TRACKS) * CONTAINER_BYTES
             + tracks.div_ceil(1 << 32) * BITMAP_BYTES;
-        let save_offset = INTENT_OFFSET + intent_pages * PAGE + u64::from(log_slots) * RECORD_BYTES;
+        let save_offset = INTENT_OFFSET + intent_pages * PAGE + u64::from(log_slots) * RECORD_BYTES as u64;
         let save_bytes = worst.next_multiple_of(PAGE);
         Self { intent_offset: INTENT_OFFSET, intent_pages, log_slots, save_offset, save_bytes }
     }
@@ -84,7 +84,7 @@ impl Layout {
     pub fn is_sound(&self, regions: u64, size: u64) -> bool {
         let aligned = [self.intent_offset, self.save_offset, self.save_bytes].iter().all(|at| at.is_multiple_of(PAGE));
         let pages = self.intent_pages.checked_mul(PAGE).and_then(|bytes| bytes.checked_add(self.intent_offset));
-        let log_end = pages.and_then(|end| end.checked_add(u64::from(self.log_slots) * RECORD_BYTES));
+        let log_end = pages.and_then(|end| end.checked_add(u64::from(self.log_slots) * RECORD_BYTES as u64));
         aligned
             && self.intent_offset >= 2 * PAGE
             && self.intent_pages == regions.div_ceil(REGIONS_PER_PAGE)

@@ -19,7 +19,8 @@
 //! never written, is out of date, or is the record that a power cut has torn, which nobody had gone by yet. If one that
 //! counts cannot be read, every region is taken for hot (H5).
 
-use super::layout::{Layout, PAGE_BYTES, RECORD_BYTES};
+pub use super::layout::RECORD_BYTES;
+use super::layout::{Layout, PAGE_BYTES};
 use super::medium::{Chunk, Medium, Page};
 use crate::intent::{LogStart, RECORD_REGIONS_MAX, Record, RegionNo};
 use std::collections::BTreeMap;
@@ -35,26 +36,28 @@ const REGIONS: usize = 48;
 
 const _: () = assert!(REGIONS + RECORD_REGIONS_MAX * 8 <= PAGE_BYTES, "a record is a page");
 
-/// The page of a record.
-pub fn encode(volume: [u8; 16], record: &Record) -> Page {
-    let mut page = Page::ZERO;
-    page.put(0, MAGIC);
-    page.put(NUMBER, &record.number.to_le_bytes());
-    page.put(VOLUME, &volume);
-    page.put(TAIL, &record.tail.to_le_bytes());
+/// A record as it is written, at the beginning of `into`.
+pub fn put(volume: [u8; 16], record: &Record, into: &mut [u8]) {
+    let (page, copy) = into[..RECORD_BYTES].split_at_mut(PAGE_BYTES);
+    page.fill(0);
     let regions = &record.regions[..record.regions.len().min(RECORD_REGIONS_MAX)];
-    page.put(COUNT, &u32::try_from(regions.len()).unwrap_or(0).to_le_bytes());
-    for (bytes, region) in page.0[REGIONS..].chunks_exact_mut(8).zip(regions) {
+    let count = u32::try_from(regions.len()).unwrap_or(0);
+    page[..CRC].copy_from_slice(MAGIC);
+    page[NUMBER..VOLUME].copy_from_slice(&record.number.to_le_bytes());
+    page[VOLUME..TAIL].copy_from_slice(&volume);
+    page[TAIL..COUNT].copy_from_slice(&record.tail.to_le_bytes());
+    page[COUNT..COUNT + 4].copy_from_slice(&count.to_le_bytes());
+    for (bytes, region) in page[REGIONS..].chunks_exact_mut(8).zip(regions) {
         bytes.copy_from_slice(&region.0.to_le_bytes());
     }
-    let crc = checksum(&page, regions.len());
-    page.put(CRC, &crc.to_le_bytes());
-    page
+    let crc = checksum(page, regions.len());
+    page[CRC..NUMBER].copy_from_slice(&crc.to_le_bytes());
+    copy.copy_from_slice(page);
 }
 
 /// Of a record with so many regions. What is behind them says nothing, and most records name few.
-fn checksum(page: &Page, regions: usize) -> u32 {
-    let used = &page.0[..REGIONS + regions * 8];
+fn checksum(page: &[u8], regions: usize) -> u32 {
+    let used = &page[..REGIONS + regions * 8];
     crc32c::crc32c_append(crc32c::crc32c(&used[..CRC]), &used[CRC + 4..])
 }
 
@@ -65,7 +68,7 @@ fn decode(page: &Page, volume: [u8; 16]) -> Option<Record> {
     let ours = page.get::<4>(0) == *MAGIC
         && page.get::<16>(VOLUME) == volume
         && count <= RECORD_REGIONS_MAX
-        && u32::from_le_bytes(page.get(CRC)) == checksum(page, count);
+        && u32::from_le_bytes(page.get(CRC)) == checksum(&page.0, count);
     if !ours {
         return None;
     }
@@ -93,8 +96,8 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Resul
     let mut found = BTreeMap::new();
     let (mut page, mut chunk) = (Page::ZERO, Chunk::new());
     for slot in 0..slots {
-        let copies = &mut chunk.0[..2 * PAGE_BYTES];
-        medium.read(layout.log_offset() + slot * RECORD_BYTES, copies)?;
+        let copies = &mut chunk.0[..RECORD_BYTES];
+        medium.read(offset(layout, slot), copies)?;
         for copy in copies.chunks_exact(PAGE_BYTES) {
             page.0.copy_from_slice(copy);
             if let Some(record) = decode(&page, volume).filter(|record| record.number % slots == slot) {
@@ -124,19 +127,7 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Resul
     Ok(Logged { regions, records, start, damaged })
 }
 
-/// Writes a record; durable when it returns.
-pub(super) fn write(medium: &dyn Medium, layout: &Layout, volume: [u8; 16], record: &Record) -> io::Result<()> {
-    let slots = u64::from(layout.log_slots);
-    if slots == 0 || record.regions.len() > RECORD_REGIONS_MAX {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    }
-    let page = encode(volume, record);
-    let mut both = RecordPages([0; 2 * PAGE_BYTES]);
-    both.0[..PAGE_BYTES].copy_from_slice(&page.0);
-    both.0[PAGE_BYTES..].copy_from_slice(&page.0);
-    medium.write(layout.log_offset() + record.number % slots * RECORD_BYTES, &both.0)
+/// Where a record lies. The volume has a log.
+pub(super) fn offset(layout: &Layout, number: u64) -> u64 {
+    layout.log_offset() + number % u64::from(layout.log_slots).max(1) * RECORD_BYTES as u64
 }
-
-/// A record as it is written.
-#[repr(C, align(4096))]
-struct RecordPages([u8; 2 * PAGE_BYTES]);

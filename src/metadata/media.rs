@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::bugs::{Bug, present};
-use crate::intent::{LogStart, Record, RegionNo};
+use crate::intent::{LogStart, PageNo, Record, RegionNo};
 
 use super::layout::{PAGE_BYTES, SLOTS};
 use super::log::{self, Logged};
@@ -28,8 +28,9 @@ use super::tracks::Tracks;
 use super::watch::Watched;
 use super::{MetadataError, Side, pages, saved};
 
+pub use super::area::IntentArea;
 pub use super::layout::{REGION_BYTES, REGIONS_PER_PAGE, WORDS_PER_PAGE};
-pub use super::pages::{Hot, IntentArea};
+pub use super::pages::Hot;
 
 /// What both slots hold.
 #[derive(Debug)]
@@ -343,13 +344,7 @@ impl Media {
         if present(Bug::LogResetFirst) {
             self.reset_log(&recovery.logged)?;
         }
-        for page in &recovery.unwritten {
-            let written = area.write_lazily(*page, recovery.hot.page(*page));
-            written.map_err(|source| self.io("writing an intent page", source))?;
-        }
-        if !recovery.unwritten.is_empty() {
-            area.flush().map_err(|source| self.io("flushing the intent pages", source))?;
-        }
+        self.write_pages(&area, recovery.unwritten.iter().copied(), &recovery.hot)?;
         self.reset_log(&recovery.logged)?;
         self.update(|superblock| {
             superblock.clean = false;
@@ -358,13 +353,34 @@ impl Media {
         })
     }
 
+    /// Writes these pages, durably.
+    fn write_pages(
+        &self,
+        area: &IntentArea,
+        mut numbers: impl Iterator<Item = u64>,
+        hot: &Hot,
+    ) -> Result<(), MetadataError> {
+        let mut page = Page::ZERO;
+        let mut any = false;
+        let written = numbers.try_for_each(|number| {
+            any = true;
+            let extent = area.page(PageNo(number), hot.page(number), &mut page.0);
+            area.write_lazily(extent.offset, &page.0)
+        });
+        let written = written.and_then(|()| if any { area.flush() } else { Ok(()) });
+        written.map_err(|source| self.io("writing the intent pages", source))
+    }
+
     /// The pages show whatever the log named: from here on none of its records counts.
     fn reset_log(&self, logged: &Logged) -> Result<(), MetadataError> {
         if logged.records == 0 {
             return Ok(());
         }
         let number = logged.start.next;
-        let written = self.intent_area().write_record(&Record { number, tail: number, regions: Vec::new() });
+        let area = self.intent_area();
+        let mut chunk = Chunk::new();
+        let extent = area.record(&Record { number, tail: number, regions: Vec::new() }, &mut chunk.0);
+        let written = area.write(extent.offset, &chunk.0[..extent.length]);
         written.map_err(|source| self.io("writing the intent log", source))
     }
 
@@ -375,10 +391,8 @@ impl Media {
         let now = pages::read(&*self.medium, &before.layout, before.id, before.regions());
         let now = now.map_err(|source| self.io("reading the intent pages", source))?;
         let area = self.intent_area();
-        for page in (0..area.pages()).filter(|page| now.page(*page) != recovery.hot.page(*page)) {
-            let written = area.write(page, recovery.hot.page(page));
-            written.map_err(|source| self.io("writing an intent page", source))?;
-        }
+        let changed = (0..area.pages()).filter(|page| now.page(*page) != recovery.hot.page(*page));
+        self.write_pages(&area, changed, &recovery.hot)?;
         self.update(|superblock| {
             superblock.clean = before.clean;
             superblock.full_copy_needed = before.full_copy_needed;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::RawFd;
 
 use super::layout::PAGE_BYTES;
 use crate::storage::Device;
@@ -16,6 +17,10 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// Writes; durable only after the next [`Medium::flush`].
     fn write_lazily(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     fn flush(&self) -> io::Result<()>;
+    /// For a ring, if there is something that one can write to.
+    fn raw_fd(&self) -> Option<RawFd> {
+        None
+    }
 }
 
 impl Medium for Device {
@@ -33,6 +38,10 @@ impl Medium for Device {
 
     fn flush(&self) -> io::Result<()> {
         Self::flush(self)
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        Some(Self::raw_fd(self))
     }
 }
 

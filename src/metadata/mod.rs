@@ -8,6 +8,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub mod area;
 pub mod inspect;
 pub mod layout;
 pub mod log;

@@ -16,16 +16,12 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::layout::{Layout, PAGE_BYTES, PAGE_HEADER_BYTES, WORDS_PER_PAGE};
-use super::log;
 use super::medium::{CHUNK_BYTES, Chunk, Medium, Page};
 use super::tracks::Tracks;
 use crate::bugs::{Bug, present};
 use crate::geometry::Geometry;
-use crate::intent::Record;
 
 const MAGIC: &[u8; 4] = b"FPIN";
 const CRC: usize = 4;
@@ -182,62 +178,6 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16], regions: u64
     }
     hot.trim();
     Ok(hot)
-}
-
-/// Where the intent of a volume is: for the thread that writes it.
-#[derive(Debug, Clone)]
-pub struct IntentArea {
-    pub(super) medium: Arc<dyn Medium>,
-    pub(super) layout: Layout,
-    pub(super) volume: [u8; 16],
-    /// Shared with [`super::media::Media`]: what has failed once is never written again.
-    pub(super) failed: Arc<AtomicBool>,
-}
-
-impl IntentArea {
-    pub fn pages(&self) -> u64 {
-        self.layout.intent_pages
-    }
-
-    /// Writes one page; durable when it returns. Blocks. `words` are those of the page, [`WORDS_PER_PAGE`] or, of the
-    /// last page, fewer. Never two writes of one page at a time (H4).
-    ///
-    /// After an error nothing is known of the page, and nothing of this volume's metadata is written any more: not even
-    /// its clean stop, so that the next start takes media as it finds it.
-    pub fn write(&self, page: u64, words: &[u64]) -> io::Result<()> {
-        self.store(page, words, |offset, bytes| self.medium.write(offset, bytes))
-    }
-
-    /// The same, durable only after the next [`Self::flush`].
-    pub fn write_lazily(&self, page: u64, words: &[u64]) -> io::Result<()> {
-        self.store(page, words, |offset, bytes| self.medium.write_lazily(offset, bytes))
-    }
-
-    /// Writes a record of the log; durable when it returns. After an error the same as of a page.
-    pub fn write_record(&self, record: &Record) -> io::Result<()> {
-        self.unless_failed(|| log::write(&*self.medium, &self.layout, self.volume, record))
-    }
-
-    /// Makes durable what was written lazily; an error is one of all of it.
-    pub fn flush(&self) -> io::Result<()> {
-        self.unless_failed(|| self.medium.flush())
-    }
-
-    fn store(&self, page: u64, words: &[u64], write: impl FnOnce(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
-        if page >= self.layout.intent_pages || words.len() > WORDS_PER_PAGE {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        }
-        let content = encode(self.volume, page, words);
-        let offset = self.layout.intent_offset + page * PAGE_BYTES as u64;
-        self.unless_failed(|| write(offset, &content.0))
-    }
-
-    fn unless_failed(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        if self.failed.load(Ordering::SeqCst) {
-            return Err(io::Error::other("an earlier write of the volume's metadata has failed"));
-        }
-        work().inspect_err(|_| self.failed.store(true, Ordering::SeqCst))
-    }
 }
 
 #[cfg(test)]

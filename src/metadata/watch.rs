@@ -2,6 +2,7 @@
 //! answer.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,19 +29,26 @@ impl Watched {
     }
 
     fn ask<T>(&self, question: impl FnOnce(&Arc<dyn Medium>) -> T) -> T {
-        let began = {
-            // The clock is read under the lock, or a younger request could come before an older one.
-            let mut under_way = self.under_way();
-            let now = Instant::now();
-            under_way.push(now);
-            now
-        };
+        let began = self.begin();
         let answer = question(&self.medium);
+        self.end(began);
+        answer
+    }
+
+    /// A request begins; to be given to [`Self::end`] when it is answered.
+    pub fn begin(&self) -> Instant {
+        // The clock is read under the lock, or a younger request could come before an older one.
+        let mut under_way = self.under_way();
+        let now = Instant::now();
+        under_way.push(now);
+        now
+    }
+
+    pub fn end(&self, began: Instant) {
         let mut under_way = self.under_way();
         if let Some(at) = under_way.iter().position(|other| *other == began) {
             under_way.remove(at);
         }
-        answer
     }
 
     /// For how long the oldest request has been under way, if that is longer than [`STALL`].
@@ -64,5 +72,9 @@ impl Medium for Watched {
 
     fn flush(&self) -> io::Result<()> {
         self.ask(|medium| medium.flush())
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        self.medium.raw_fd()
     }
 }

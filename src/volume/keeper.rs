@@ -1,116 +1,50 @@
-//! The metadata thread of a volume: carries out what the keeper of the intent decides. It decides nothing itself. It
-//! sleeps on its bell, and in the page writes, which only writes to cold regions wait for.
+//! The metadata thread of a volume: makes the writes of the intent that no host write waits for, and those that no queue
+//! has made itself. It decides nothing. It sleeps on its bell, and in the writes.
 //!
 //! Pages that are to be written at the same time are written together, with one flush; what is wanted meanwhile goes
 //! with the next write of its page, or with the next record of the log (group commit).
 
 use super::VolumeError;
+use super::desk::{Desk, Intent};
 use crate::doorbell::Doorbell;
-use crate::frontend::Shared;
-use crate::intent::{
-    Figures, Keeper, Limits, LogStart, Message, Op, PageNo, Queues, REGION_SIZE_DEFAULT, Record, Regions,
-};
-use crate::memory::Words;
-use crate::metadata::STALL;
-use crate::metadata::layout::REGIONS_PER_PAGE;
-use crate::metadata::pages::IntentArea;
+use crate::frontend::IntentDesk;
+use crate::intent::{Figures, Mailbox, Message, Op, REGION_SIZE_DEFAULT, Regions, Write};
+use crate::memory::{Buffer, Pool, Words};
+use crate::metadata::area::{Extent, WRITE_BYTES_MAX};
 use crate::storage::process;
 use crate::tracking::Tracking;
 use crate::uploader;
-use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Longest sleep, in milliseconds.
 const SLEEP_MS_MAX: u64 = 10_000;
-
-/// Where the pages of the intent and its log lie.
-pub trait Pages: Send {
-    /// Writes a page; durable when it returns. Blocks.
-    fn write(&self, page: PageNo, words: &[u64]) -> io::Result<()>;
-    /// Writes a page that is durable after the next flush. Blocks.
-    fn write_lazily(&self, page: PageNo, words: &[u64]) -> io::Result<()>;
-    fn flush(&self) -> io::Result<()>;
-    /// Writes a record of the log; durable when it returns. Blocks.
-    fn write_record(&self, record: &Record) -> io::Result<()>;
-}
-
-/// The durable intent as it was found, and where it is kept.
-pub struct Intent {
-    pub pages: Box<dyn Pages>,
-    /// In bytes.
-    pub region_size: u64,
-    /// One bit for each region that media shows hot.
-    pub hot: Vec<u64>,
-    pub log: LogStart,
-    /// After a failed write of the metadata writes to cold regions wait until the volume goes down, instead of failing.
-    pub suspend: bool,
-    /// Told once, when that happens.
-    pub failed: Box<dyn FnOnce(&io::Error) + Send>,
-}
-
-impl fmt::Debug for Intent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Intent").field("region_size", &self.region_size).finish_non_exhaustive()
-    }
-}
-
-impl Pages for IntentArea {
-    fn write(&self, page: PageNo, words: &[u64]) -> io::Result<()> {
-        Self::write(self, page.0, words)
-    }
-
-    fn write_lazily(&self, page: PageNo, words: &[u64]) -> io::Result<()> {
-        Self::write_lazily(self, page.0, words)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Self::flush(self)
-    }
-
-    fn write_record(&self, record: &Record) -> io::Result<()> {
-        Self::write_record(self, record)
-    }
-}
-
-/// What the thread says of itself.
-#[derive(Debug, Default)]
-pub struct IntentStatus {
-    figures: Mutex<Figures>,
-    /// When the request under way began, in milliseconds of the daemon's clock and 1; 0 without one.
-    writing_since_ms: AtomicU64,
-}
-
-impl IntentStatus {
-    pub fn figures(&self) -> Figures {
-        *self.figures.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether a request takes so long that nobody should wait for it any more.
-    pub fn hangs(&self, began: Instant) -> bool {
-        let since_ms = self.writing_since_ms.load(SeqCst);
-        since_ms != 0 && Duration::from_millis(now_ms(began).saturating_sub(since_ms)) > STALL
-    }
-}
-
-/// Bounds of every keeper.
-const HOT_MAX: u64 = 1024;
-const IDLE_MS: u64 = 10_000;
-const AHEAD: u64 = 8;
-const BATCH: usize = 4096;
-/// Most pages that are written together. A few, so that writes that wait for them go on while the next are written.
+/// Most writes that are made together. A few, so that writes that wait for them go on while the next are made.
 const TOGETHER: usize = 16;
+/// How often a stop looks after writes that wait for their intent.
+const ATTEND: Duration = Duration::from_millis(100);
 
-/// The regions of a volume, and the thread that keeps their intent.
+/// How the volume's threads reach each other.
+#[derive(Debug, Clone)]
+pub(super) struct Mail {
+    pub drain: Arc<uploader::Mailbox>,
+    pub keeper: Arc<Mailbox>,
+    /// One per queue.
+    pub bells: Arc<[Doorbell]>,
+    /// Time 0 of all times.
+    pub began: Instant,
+}
+
+/// The regions of a volume, and who keeps their intent.
 #[derive(Debug)]
 pub(super) struct Kept {
     pub regions: Arc<Regions>,
-    pub status: Arc<IntentStatus>,
-    shared: Arc<Shared>,
+    mail: Mail,
     /// None if no intent is kept: then every region passes for hot.
+    desk: Option<Arc<Desk>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -119,30 +53,39 @@ impl Kept {
         name: &str,
         intent: Option<Intent>,
         tracking: &Arc<Tracking>,
-        shared: &Arc<Shared>,
+        mail: Mail,
     ) -> Result<Self, VolumeError> {
         let geometry = *tracking.geometry();
         let region_size = intent.as_ref().map_or(REGION_SIZE_DEFAULT, |intent| intent.region_size);
         let words = usize::try_from(Regions::count_of(&geometry, region_size)).unwrap_or(usize::MAX);
         let regions = Arc::new(Regions::new(geometry, region_size, Words::new(words)?));
-        let mut kept = Self { regions: regions.clone(), status: Arc::default(), shared: shared.clone(), thread: None };
-        let Some(Intent { pages, hot, log, suspend, failed, .. }) = intent else {
+        let mut kept = Self { regions: regions.clone(), mail, desk: None, thread: None };
+        let Some(intent) = intent else {
             regions.heat_all();
             return Ok(kept);
         };
-        let limits = Limits {
-            hot_max: HOT_MAX,
-            idle_ms: IDLE_MS,
-            ahead: AHEAD,
-            batch: BATCH,
-            suspend,
-        };
-        let keeper = Keeper::new(limits, &regions, REGIONS_PER_PAGE, &hot, log);
-        let (tracking, shared, status) = (tracking.clone(), shared.clone(), kept.status.clone());
-        let parts = Parts { keeper, regions, tracking, pages, shared, status, failed };
-        let thread = thread::Builder::new().name(format!("{name}-intent")).spawn(move || run(parts));
+        let mail = kept.mail.clone();
+        let desk = Desk::new(intent, regions, tracking.clone(), (mail.keeper, mail.bells), mail.began);
+        let desk = Arc::new(desk);
+        let mut thread = Thread { desk: desk.clone(), drain: mail.drain, memory: memory()?, doubted: false };
+        kept.desk = Some(desk);
+        let thread = thread::Builder::new().name(format!("{name}-intent")).spawn(move || thread.run());
         kept.thread = Some(thread.map_err(VolumeError::Keeper)?);
         Ok(kept)
+    }
+
+    /// For the queues.
+    pub fn desk(&self) -> Option<Arc<dyn IntentDesk>> {
+        self.desk.clone().map(|desk| desk as Arc<dyn IntentDesk>)
+    }
+
+    /// What the keeper says of itself.
+    pub fn figures(&self) -> Figures {
+        self.desk.as_ref().map(|desk| desk.figures()).unwrap_or_default()
+    }
+
+    fn hangs(&self) -> bool {
+        self.desk.as_ref().is_some_and(|desk| desk.area.is_stalled())
     }
 
     /// Calls `stop`, which waits for every write of the host, and sees to it that none waits for its intent for ever:
@@ -152,9 +95,9 @@ impl Kept {
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !stopped.load(SeqCst) {
-                    if self.regions.has_failed() || self.status.hangs(self.shared.began) {
+                    if self.regions.has_failed() || self.hangs() {
                         self.regions.fail(false);
-                        self.shared.ring_all();
+                        self.mail.bells.iter().for_each(Doorbell::ring);
                     }
                     thread::park_timeout(ATTEND);
                 }
@@ -167,10 +110,10 @@ impl Kept {
 
     /// Ends the thread. An error if media may lack what it should show.
     pub fn stop(mut self) -> Result<(), VolumeError> {
-        self.shared.keeper.tell(Message::Stop);
+        self.mail.keeper.tell(Message::Stop);
         if let Some(thread) = self.thread.take() {
             while !thread.is_finished() {
-                if self.status.hangs(self.shared.began) {
+                if self.hangs() {
                     // It ends when the device answers; until then it keeps the metadata locked (H23).
                     return Err(VolumeError::MetadataStalled);
                 }
@@ -188,248 +131,181 @@ impl Kept {
 impl Drop for Kept {
     /// The volume could not be made: nobody waits for the thread.
     fn drop(&mut self) {
-        self.shared.keeper.tell(Message::Stop);
+        self.mail.keeper.tell(Message::Stop);
     }
 }
 
-/// How often a stop looks after writes that wait for their intent.
-const ATTEND: Duration = Duration::from_millis(100);
-
-/// Whatever the thread works with.
-struct Parts {
-    pub keeper: Keeper,
-    pub regions: Arc<Regions>,
-    pub tracking: Arc<Tracking>,
-    pub pages: Box<dyn Pages>,
-    /// Its mailbox, the drain's, and the queues' bells.
-    pub shared: Arc<Shared>,
-    pub status: Arc<IntentStatus>,
-    /// Told once, when a page could not be written.
-    pub failed: Box<dyn FnOnce(&io::Error) + Send>,
+/// Memory for the writes that are made together.
+fn memory() -> Result<Vec<Buffer>, VolumeError> {
+    let pool = Pool::new(TOGETHER, WRITE_BYTES_MAX)?;
+    Ok((0..TOGETHER).map_while(|_| pool.take()).collect())
 }
 
-/// Runs until it is told to stop.
-fn run(parts: Parts) {
-    process::become_io_flusher().unwrap_or_else(|error| {
-        tracing::warn!("the metadata thread may have to wait for memory: {error}");
-    });
-    let Parts { mut keeper, regions, tracking, pages, shared, status, failed } = parts;
-    let (began, mut failed, mut doubted) = (shared.began, Some(failed), false);
-    let (mut messages, mut together) = (Vec::new(), Vec::with_capacity(TOGETHER));
-    loop {
-        // The bell before the letters: one that comes after they were taken rings again.
-        shared.keeper.bell().answer();
-        shared.keeper.take(&mut messages);
-        let stop = messages.contains(&Message::Stop);
-        for message in messages.drain(..) {
-            keeper.tell(message, &regions, &tracking);
+/// Whatever the thread works with.
+struct Thread {
+    desk: Arc<Desk>,
+    drain: Arc<uploader::Mailbox>,
+    memory: Vec<Buffer>,
+    doubted: bool,
+}
+
+impl Thread {
+    /// Runs until it is told to stop.
+    fn run(&mut self) {
+        process::become_io_flusher().unwrap_or_else(|error| {
+            tracing::warn!("the metadata thread may have to wait for memory: {error}");
+        });
+        let desk = self.desk.clone();
+        let mut writes = Vec::with_capacity(TOGETHER);
+        loop {
+            // The bell before the letters: one that comes after they were taken rings again.
+            desk.mailbox.bell().answer();
+            let mut kept = desk.lock();
+            desk.read_letters(&mut kept);
+            if kept.stopped {
+                return;
+            }
+            let now = desk.now_ms();
+            let (mut grace, mut alone) = (None, false);
+            while writes.len() < TOGETHER && grace.is_none() && !alone {
+                match kept.keeper.poll(now, &desk.regions, &desk.tracking) {
+                    None => break,
+                    Some(Op::Grace(id)) => grace = Some(id),
+                    Some(Op::Write(write)) => {
+                        let extent = desk.put(&kept.keeper, write, &mut self.memory[writes.len()]);
+                        writes.extend(extent.map(|extent| (write, extent)));
+                        // Who waits for a record does not wait for pages as well.
+                        alone = write == Write::Record;
+                    }
+                }
+            }
+            let (wakes, wake_at) = (kept.keeper.take_wakes(), kept.keeper.wake_at(now));
+            drop(kept);
+            desk.ring(wakes);
+            self.say_doubt();
+            if let Some(id) = grace {
+                self.drain.tell(uploader::Message::Grace(id));
+            } else if writes.is_empty() {
+                let until = wake_at.unwrap_or(u64::MAX);
+                desk.mailbox.bell().wait(until.saturating_sub(now).min(SLEEP_MS_MAX));
+            }
+            self.write(&mut writes);
         }
-        if stop {
+    }
+
+    /// Makes these writes, and tells the keeper.
+    fn write(&mut self, writes: &mut Vec<(Write, Extent)>) {
+        if writes.is_empty() {
             return;
         }
-        if regions.is_in_doubt() && !doubted {
-            doubted = true;
+        let result = self.store(writes);
+        if let Err(error) = &result {
+            self.desk.tell_failure(error);
+        }
+        let mut kept = self.desk.lock();
+        for (write, _) in writes.drain(..) {
+            kept.keeper.written(write, result.is_ok(), &self.desk.regions);
+        }
+        let wakes = kept.keeper.take_wakes();
+        drop(kept);
+        self.desk.ring(wakes);
+    }
+
+    /// Durable when it returns.
+    fn store(&self, writes: &[(Write, Extent)]) -> io::Result<()> {
+        let area = &self.desk.area;
+        let mut memory =
+            writes.iter().zip(&self.memory).map(|((_, extent), memory)| (extent.offset, &memory[..extent.length]));
+        if let ([_], Some((offset, bytes))) = (writes, memory.clone().next()) {
+            return area.write(offset, bytes);
+        }
+        memory.try_for_each(|(offset, bytes)| area.write_lazily(offset, bytes))?;
+        area.flush()
+    }
+
+    fn say_doubt(&mut self) {
+        if self.desk.regions.is_in_doubt() && !std::mem::replace(&mut self.doubted, true) {
             tracing::error!(
                 "a flush of the primary has failed, so that it may have lost what it acknowledged; check it: until the \
                  volume comes up again no region is cleared, and it cannot be stopped cleanly"
             );
         }
-        let now = now_ms(began);
-        let mut op = keeper.poll(now, &regions, &tracking);
-        while let Some(Op::Write(page)) = op {
-            together.push(page);
-            op = if together.len() < TOGETHER { keeper.poll(now, &regions, &tracking) } else { None };
-        }
-        ring(keeper.take_wakes(), &shared.bells);
-        if let Some(Op::Grace(id)) = op {
-            shared.drain.tell(uploader::Message::Grace(id));
-        } else if op.is_none() && together.is_empty() {
-            *status.figures.lock().unwrap_or_else(PoisonError::into_inner) = keeper.figures();
-            let until = keeper.wake_at(now).unwrap_or(u64::MAX);
-            shared.keeper.bell().wait(until.saturating_sub(now).min(SLEEP_MS_MAX));
-            continue;
-        }
-        let begins = || status.writing_since_ms.store(now_ms(began).max(1), SeqCst);
-        let mut result = Ok(());
-        // First the record, for which writes wait.
-        if op == Some(Op::Record) {
-            result = write_record(&*pages, &keeper, begins);
-            keeper.recorded(result.is_ok(), &regions);
-            ring(keeper.take_wakes(), &shared.bells);
-        }
-        if result.is_ok() {
-            result = write(&*pages, &keeper, &together, begins);
-        }
-        status.writing_since_ms.store(0, SeqCst);
-        for page in together.drain(..) {
-            keeper.written(page, result.is_ok(), &regions);
-        }
-        ring(keeper.take_wakes(), &shared.bells);
-        if let Err(error) = result
-            && let Some(failed) = failed.take()
-        {
-            failed(&error);
-        }
-    }
-}
-
-/// Writes the record as the keeper has it now; durable when it returns.
-fn write_record(pages: &dyn Pages, keeper: &Keeper, begins: impl Fn()) -> io::Result<()> {
-    begins();
-    keeper.record().map_or(Ok(()), |record| pages.write_record(record))
-}
-
-/// Writes the pages as the keeper has them now; durable when it returns. `begins` is told of each request.
-fn write(pages: &dyn Pages, keeper: &Keeper, numbers: &[PageNo], begins: impl Fn()) -> io::Result<()> {
-    if let [page] = numbers {
-        begins();
-        return pages.write(*page, keeper.page(*page));
-    }
-    for page in numbers {
-        begins();
-        pages.write_lazily(*page, keeper.page(*page))?;
-    }
-    if numbers.is_empty() {
-        return Ok(());
-    }
-    begins();
-    pages.flush()
-}
-
-/// Rings those whose writes may go on.
-fn ring(queues: Queues, bells: &[Doorbell]) {
-    for (queue, bell) in bells.iter().enumerate() {
-        if queues.contains(queue) {
-            bell.ring();
-        }
-    }
-}
-
-fn now_ms(began: Instant) -> u64 {
-    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
-impl fmt::Debug for Parts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").field("keeper", &self.keeper).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::told::{Asked, Told, intent};
     use super::*;
     use crate::geometry::Geometry;
-    use crate::intent::{RegionNo, RegionRange};
+    use crate::intent::{PageNo, RegionNo, RegionRange};
+    use crate::metadata::layout::REGIONS_PER_PAGE;
     use crate::tracking::{Bitmap, Epoch};
-    use crate::uploader::{Images, Mailbox};
-    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::mpsc::Receiver;
 
     const REGION: RegionRange = RegionRange { start: RegionNo(1), count: 1 };
     /// What the regions of a page are of a volume.
     const PAGE_SIZE: u64 = REGIONS_PER_PAGE * REGION_SIZE_DEFAULT;
 
-    /// What was asked for: a page and its first word, to be durable at once or with the flush; the regions of a record.
-    #[derive(Debug, PartialEq)]
-    enum Asked {
-        Record(Vec<RegionNo>),
-        Write(PageNo, u64),
-        WriteLazily(PageNo, u64),
-        Flush,
-    }
-
-    /// Pages that are written when the test says so, and how.
-    struct Told(Sender<Asked>, Receiver<io::Result<()>>);
-
-    impl Told {
-        fn ask(&self, what: Asked) -> io::Result<()> {
-            self.0.send(what).map_err(io::Error::other)?;
-            self.1.recv().map_err(io::Error::other)?
-        }
-    }
-
-    impl Pages for Told {
-        fn write(&self, page: PageNo, words: &[u64]) -> io::Result<()> {
-            self.ask(Asked::Write(page, words[0]))
-        }
-
-        fn write_lazily(&self, page: PageNo, words: &[u64]) -> io::Result<()> {
-            self.ask(Asked::WriteLazily(page, words[0]))
-        }
-
-        fn flush(&self) -> io::Result<()> {
-            self.ask(Asked::Flush)
-        }
-
-        fn write_record(&self, record: &Record) -> io::Result<()> {
-            self.ask(Asked::Record(record.regions.clone()))
-        }
-    }
-
     struct Bench {
         kept: Kept,
-        shared: Arc<Shared>,
-        asked: Receiver<Asked>,
-        answer: Sender<io::Result<()>>,
+        told: Arc<Told>,
         failures: Receiver<String>,
     }
 
-    fn bench(suspend: bool) -> Bench {
-        bench_with_log(suspend, LogStart::NONE)
-    }
-
-    fn bench_with_log(suspend: bool, log: LogStart) -> Bench {
+    fn bench(suspend: bool, log_slots: u32) -> Bench {
         let geometry = Geometry::new(3 * PAGE_SIZE, 1 << 20).expect("valid");
         let words = |count: u64| Words::new(usize::try_from(count).expect("small")).expect("memory");
         let bitmap = || Bitmap::new(geometry.tracks(), words(Bitmap::words_for(geometry.tracks())));
         let tracking = Arc::new(Tracking::new(geometry, 1, Arc::new(Epoch::new()), [bitmap(), bitmap()]));
-        let shared = Arc::new(Shared {
-            images: Arc::new(Images::new(0, 4096).expect("none")),
-            drain: Arc::new(Mailbox::new(8).expect("a bell")),
-            keeper: Arc::new(crate::intent::Mailbox::new(8).expect("a bell")),
-            bells: Box::new([Doorbell::new().expect("a bell")]),
-            zeroing: crate::storage::Zeroing { unmap: None, keep: None },
-            abandoned: AtomicBool::new(false),
-            handing_over: AtomicBool::new(false),
-            handed_over: std::sync::atomic::AtomicUsize::new(0),
+        let mail = Mail {
+            drain: Arc::new(uploader::Mailbox::new(8).expect("a bell")),
+            keeper: Arc::new(Mailbox::new(8).expect("a bell")),
+            bells: Arc::new([Doorbell::new().expect("a bell")]),
             began: Instant::now(),
-        });
-        let ((ask, asked), (answer, answers), (fail, failures)) = (channel(), channel(), channel());
-        let intent = Intent {
-            pages: Box::new(Told(ask, answers)),
-            region_size: REGION_SIZE_DEFAULT,
-            hot: Vec::new(),
-            log,
-            suspend,
-            failed: Box::new(move |error| drop(fail.send(error.to_string()))),
         };
-        let kept = Kept::start("test", Some(intent), &tracking, &shared).expect("a thread");
-        Bench { kept, shared, asked, answer, failures }
+        let (told, intent, failures) = intent(&geometry, suspend, log_slots);
+        let kept = Kept::start("test", Some(intent), &tracking, mail).expect("a thread");
+        Bench { kept, told, failures }
     }
 
     impl Bench {
         /// A write arrives that finds its region cold.
-        fn want(&self) {
-            self.want_those(REGION);
-        }
-
-        fn want_those(&self, regions: RegionRange) {
+        fn want(&self, regions: RegionRange) {
             assert!(!self.kept.regions.pin(regions).hot);
-            self.shared.keeper.tell(Message::Want { queue: 0, regions });
+            self.kept.mail.keeper.tell(Message::Want { queue: 0, regions });
         }
 
         fn wait_for_bell(&self) {
-            self.shared.bells[0].wait(10_000);
-            self.shared.bells[0].answer();
+            self.kept.mail.bells[0].wait(10_000);
+            self.kept.mail.bells[0].answer();
+        }
+
+        /// Two more, to regions of other pages, that come while the first page is written.
+        fn want_more_during_the_first(&self) -> [RegionRange; 2] {
+            self.want(REGION);
+            assert_eq!(self.told.asked(), Asked::Write(PageNo(0), 0b10));
+            let more = [1, 2].map(|page| RegionRange { start: RegionNo(page * REGIONS_PER_PAGE), count: 1 });
+            for regions in more {
+                self.want(regions);
+            }
+            more
+        }
+
+        fn await_hot(&self, wanted: &[RegionRange]) {
+            while !wanted.iter().all(|regions| self.kept.regions.all_hot(*regions)) {
+                self.wait_for_bell();
+            }
         }
     }
 
     #[test]
     fn a_write_goes_on_when_its_page_is_written() {
-        let bench = bench(false);
-        bench.want();
-        assert_eq!(bench.asked.recv().expect("a write"), Asked::Write(PageNo(0), 0b10));
+        let bench = bench(false, 0);
+        bench.want(REGION);
+        assert_eq!(bench.told.asked(), Asked::Write(PageNo(0), 0b10));
         assert!(!bench.kept.regions.all_hot(REGION), "not while the page is being written");
-        bench.answer.send(Ok(())).expect("the thread");
+        bench.told.answer(Ok(()));
         bench.wait_for_bell();
         assert!(bench.kept.regions.all_hot(REGION));
         bench.kept.stop().expect("clean");
@@ -437,52 +313,42 @@ mod tests {
 
     #[test]
     fn pages_that_are_wanted_together_are_written_with_one_flush() {
-        let bench = bench(false);
-        bench.want();
-        assert_eq!(bench.asked.recv().expect("a write"), Asked::Write(PageNo(0), 0b10));
-        // These come while the first one is written.
-        let later = [1, 2].map(|page| RegionRange { start: RegionNo(page * REGIONS_PER_PAGE), count: 1 });
-        for regions in later {
-            bench.want_those(regions);
-        }
+        let bench = bench(false, 0);
+        let later = bench.want_more_during_the_first();
         for asked in [Asked::WriteLazily(PageNo(1), 1), Asked::WriteLazily(PageNo(2), 1), Asked::Flush] {
-            bench.answer.send(Ok(())).expect("the thread");
-            assert_eq!(bench.asked.recv().expect("a write"), asked);
+            bench.told.answer(Ok(()));
+            assert_eq!(bench.told.asked(), asked);
             assert!(later.iter().all(|regions| !bench.kept.regions.all_hot(*regions)), "not before the flush");
         }
-        bench.answer.send(Ok(())).expect("the thread");
-        while !later.iter().all(|regions| bench.kept.regions.all_hot(*regions)) {
-            bench.wait_for_bell();
-        }
+        bench.told.answer(Ok(()));
+        bench.await_hot(&later);
         bench.kept.stop().expect("clean");
     }
 
     #[test]
     fn with_a_log_they_are_named_in_one_record() {
-        let bench = bench_with_log(false, LogStart { slots: 4, ..LogStart::NONE });
-        bench.want();
-        assert_eq!(bench.asked.recv().expect("a write"), Asked::Write(PageNo(0), 0b10));
+        let bench = bench(false, 4);
+        bench.want(REGION);
+        assert_eq!(bench.told.asked(), Asked::Record(1, vec![RegionNo(1)]));
         let later = [1, 2].map(|page| RegionRange { start: RegionNo(page * REGIONS_PER_PAGE), count: 1 });
         for regions in later {
-            bench.want_those(regions);
+            bench.want(regions);
         }
-        bench.answer.send(Ok(())).expect("the thread");
-        assert_eq!(bench.asked.recv().expect("a write"), Asked::Record(later.map(|regions| regions.start).to_vec()));
+        bench.told.answer(Ok(()));
+        assert_eq!(bench.told.asked(), Asked::Record(2, later.map(|regions| regions.start).to_vec()));
         assert!(later.iter().all(|regions| !bench.kept.regions.all_hot(*regions)), "not before it is durable");
-        bench.answer.send(Ok(())).expect("the thread");
-        while !later.iter().all(|regions| bench.kept.regions.all_hot(*regions)) {
-            bench.wait_for_bell();
-        }
+        bench.told.answer(Ok(()));
+        bench.await_hot(&later);
         bench.kept.stop().expect("clean");
     }
 
     #[test]
     fn a_failed_page_write_is_told_once_and_no_stop_is_clean_after_it() {
         for suspend in [false, true] {
-            let bench = bench(suspend);
-            bench.want();
-            bench.asked.recv().expect("a write");
-            bench.answer.send(Err(io::Error::other("worn out"))).expect("the thread");
+            let bench = bench(suspend, 0);
+            bench.want(REGION);
+            bench.told.asked();
+            bench.told.answer(Err(io::Error::other("worn out")));
             bench.wait_for_bell();
             assert_eq!(bench.failures.recv().expect("told"), "worn out");
             assert_eq!(bench.kept.regions.refuses(), !suspend);

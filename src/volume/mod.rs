@@ -4,15 +4,18 @@
 //! It decides nothing about increments: it carries out what the increment machine says ([`Volume::arm`],
 //! [`Volume::release`], [`Volume::retire`]) and tells it what the drain reports.
 
+mod desk;
 mod host;
 mod keeper;
+#[cfg(test)]
+mod told;
 
+pub use desk::Intent;
 pub use host::{Host, HostCounters};
-pub use keeper::{Intent, IntentStatus, Pages};
 
 use crate::doorbell::Doorbell;
 use crate::frontend::leftovers::{Leftover, Owner};
-use crate::frontend::{DeviceError, Shape, Shared, UblkDevice};
+use crate::frontend::{DeviceError, IntentDesk, Shape, Shared, UblkDevice};
 use crate::geometry::Geometry;
 use crate::intent;
 use crate::memory::{MemoryError, Words};
@@ -21,7 +24,7 @@ use crate::secondary::Secondary;
 use crate::storage::Device;
 use crate::tracking::{Bitmap, Epoch, Tracking};
 use crate::uploader::{Drain, Figures, Images, Limits, Mailbox, Message, Parts, Policy, Report, Uploader};
-use keeper::Kept;
+use keeper::{Kept, Mail};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -148,15 +151,16 @@ impl Volume {
             Marks::All => tracking.out_of_sync().set_all(),
             Marks::These(tracks) => tracks.mark(tracking.out_of_sync()),
         }
-        let shared = shared(spec, &primary, began)?;
+        let mail = mail(spec, began)?;
+        // Keeper and drain first: from the moment there is a device its writes are looked after.
+        let kept = Kept::start(&spec.name, intent, &tracking, mail.clone())?;
+        let shared = shared(spec, &primary, mail, kept.desk())?;
         let (images, mailbox) = (shared.images.clone(), shared.drain.clone());
         let counters: Vec<_> = (0..spec.queues).map(|_| Arc::new(HostCounters::default())).collect();
         let send_first = Arc::new(AtomicBool::new(spec.policy.send_first));
 
         let figures = Arc::new(Mutex::new(Figures::default()));
         let (to_wake, keeper) = (shared.clone(), shared.keeper.clone());
-        // Drain and keeper first: from the moment there is a device its writes are looked after.
-        let kept = Kept::start(&spec.name, intent, &tracking, &shared)?;
         let doubted = kept.regions.clone();
         let parts = Parts {
             tracking: tracking.clone(),
@@ -299,7 +303,7 @@ impl Volume {
 
     /// What the keeper of the intent last said of itself.
     pub fn intent(&self) -> intent::Figures {
-        self.kept.status.figures()
+        self.kept.figures()
     }
 
     /// Of each queue.
@@ -329,17 +333,38 @@ impl Volume {
     }
 }
 
-/// What the volume's threads share: memory for before-images, mailboxes, bells.
-fn shared(spec: &Spec, primary: &Device, began: Instant) -> Result<Arc<Shared>, VolumeError> {
-    let track_size = usize::try_from(spec.track_size).unwrap_or(usize::MAX);
-    let image_count = usize::try_from(spec.image_bytes / spec.track_size).unwrap_or(0);
+/// Before-images that a volume has memory for.
+fn image_count(spec: &Spec) -> usize {
+    usize::try_from(spec.image_bytes / spec.track_size).unwrap_or(0)
+}
+
+/// Mailboxes and bells of the volume's threads.
+fn mail(spec: &Spec, began: Instant) -> Result<Mail, VolumeError> {
     let tags = usize::from(spec.depth) * usize::from(spec.queues);
     let failed = |error: nix::Error| VolumeError::Drain(error.into());
-    Ok(Arc::new(Shared {
-        images: Arc::new(Images::new(image_count, track_size)?),
-        drain: Arc::new(Mailbox::new(image_count + tags + 64).map_err(failed)?),
+    Ok(Mail {
+        drain: Arc::new(Mailbox::new(image_count(spec) + tags + 64).map_err(failed)?),
         keeper: Arc::new(intent::Mailbox::new(tags + 64).map_err(failed)?),
         bells: (0..spec.queues).map(|_| Doorbell::new()).collect::<nix::Result<_>>().map_err(failed)?,
+        began,
+    })
+}
+
+/// What the volume's threads share.
+fn shared(
+    spec: &Spec,
+    primary: &Device,
+    mail: Mail,
+    desk: Option<Arc<dyn IntentDesk>>,
+) -> Result<Arc<Shared>, VolumeError> {
+    let track_size = usize::try_from(spec.track_size).unwrap_or(usize::MAX);
+    let Mail { drain, keeper, bells, began } = mail;
+    Ok(Arc::new(Shared {
+        images: Arc::new(Images::new(image_count(spec), track_size)?),
+        drain,
+        keeper,
+        desk,
+        bells,
         zeroing: primary.limits().zeroing,
         abandoned: AtomicBool::new(false),
         handing_over: AtomicBool::new(false),

@@ -6,7 +6,7 @@ use farpoint::geometry::TrackNo;
 use farpoint::metadata::layout::RECORD_BYTES;
 use farpoint::metadata::media::{Media, Way};
 
-use super::history::{KINDS, Kind, Life, TRACKS, TRACKS_PER_REGION, assert_safe, few, start};
+use super::history::{KINDS, Kind, Life, TRACKS, TRACKS_PER_REGION, assert_safe, few, start, write_page};
 
 #[test]
 fn every_changed_byte_leaves_a_superset_or_a_refusal() {
@@ -64,7 +64,7 @@ fn a_record_is_read_from_either_copy_and_one_that_is_lost_makes_everything_hot()
     life.live_until(2, &few()).expect("nothing fails");
     let layout = Life::superblock(Kind::Log).layout;
     let offset = |record: u64, copy: u64| {
-        usize::try_from(layout.log_offset() + record % 4 * RECORD_BYTES + copy * 4096).expect("small")
+        usize::try_from(layout.log_offset() + record % 4 * RECORD_BYTES as u64 + copy * 4096).expect("small")
     };
     let (_, recovery) = start(life.disk.content()).expect("whole");
     let (newest, counting) = (recovery.logged.start.next - 1, recovery.logged.records);
@@ -92,7 +92,7 @@ fn saved_tracks_whose_region_is_cold_are_copied_and_made_hot_before_anything_is_
     let mut life = Life::new(Kind::Page);
     life.live_until(1, &few()).expect("nothing fails");
     let media = || Media::open(Path::new("/metadata"), life.disk.clone()).expect("whole");
-    media().intent_area().write(0, &[1 << 3]).expect("written");
+    write_page(&media(), &[1 << 3]).expect("written");
     let recovery = media().recovery().expect("readable");
     assert_eq!((recovery.way, recovery.tracks.count()), (Way::SavedDamaged, life.truth.tracks.len() as u64 + 1024));
     assert!(recovery.tracks.contains(TrackNo(3 * TRACKS_PER_REGION)));

@@ -9,7 +9,7 @@ use farpoint::metadata::media::Media;
 use nix::libc::{EIO, ENOSPC};
 
 use super::disk::{Failing, Leaves};
-use super::history::{KINDS, Kind, Life, assert_starts, few};
+use super::history::{KINDS, Kind, Life, assert_starts, few, write_page, write_record};
 
 const LEAVES: [Leaves; 3] = [Leaves::Old, Leaves::New, Leaves::Half];
 
@@ -48,13 +48,13 @@ fn after_a_failed_write_nothing_is_written_any_more() {
         let content = life.disk.content();
         assert!(matches!(media.end(&few(), false), Err(MetadataError::Final { .. })));
         assert!(matches!(media.update(|_| {}), Err(MetadataError::Final { .. })));
-        assert!(media.intent_area().write(0, &[0]).is_err());
+        assert!(write_page(&media, &[0]).is_err());
         assert!(life.disk.content() == content, "something was written");
     };
-    run(|media| media.intent_area().write(0, &[1]).is_err());
+    run(|media| write_page(media, &[1]).is_err());
     run(|media| {
         let record = Record { number: 9, tail: 9, regions: vec![RegionNo(1)] };
-        media.intent_area().write_record(&record).is_err()
+        write_record(media, &record).is_err()
     });
     run(|media| media.update(|superblock| superblock.last_increment = 9).is_err());
     run(|media| media.end(&few(), false).is_err());

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use farpoint::geometry::{Geometry, TrackNo};
-use farpoint::intent::{Record, RegionNo};
+use farpoint::intent::{PageNo, Record, RegionNo};
 use farpoint::metadata::layout::Layout;
 use farpoint::metadata::media::{Media, Recovery, Slots, Way, recover};
-use farpoint::metadata::medium::Medium;
+use farpoint::metadata::medium::{Chunk, Medium, Page};
 use farpoint::metadata::superblock::Superblock;
 use farpoint::metadata::{Completed, MetadataError, Side, Tracks};
 
@@ -176,7 +176,7 @@ impl Life {
     fn record(&mut self, media: &Media, regions: Vec<RegionNo>) -> Result<(), MetadataError> {
         let record = Record { number: self.next, tail: self.tail, regions };
         self.next += 1;
-        media.intent_area().write_record(&record).map_err(|source| io("writing a record", source))
+        write_record(media, &record).map_err(|source| io("writing a record", source))
     }
 
     /// Writes the page with the bits of exactly these regions.
@@ -185,7 +185,7 @@ impl Life {
         for region in regions {
             words[usize::try_from(region / 64).expect("small")] |= 1 << (region % 64);
         }
-        media.intent_area().write(0, &words).map_err(|source| io("writing a page", source))?;
+        write_page(media, &words).map_err(|source| io("writing a page", source))?;
         self.tail = self.next;
         Ok(())
     }
@@ -289,6 +289,20 @@ impl Life {
         self.begin(&media, &recovery)?;
         self.end(&media)
     }
+}
+
+/// Writes the only page of the intent, durably.
+pub fn write_page(media: &Media, words: &[u64]) -> io::Result<()> {
+    let (area, mut memory) = (media.intent_area(), Page::ZERO);
+    let extent = area.page(PageNo(0), words, &mut memory.0);
+    area.write(extent.offset, &memory.0)
+}
+
+/// Writes a record of its log, durably.
+pub fn write_record(media: &Media, record: &Record) -> io::Result<()> {
+    let (area, mut memory) = (media.intent_area(), Chunk::new());
+    let extent = area.record(record, &mut memory.0);
+    area.write(extent.offset, &memory.0[..extent.length])
 }
 
 fn io(doing: &'static str, source: io::Error) -> MetadataError {

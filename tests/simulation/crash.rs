@@ -13,8 +13,10 @@ use crate::rng::Rng;
 use crate::trace::Note;
 use crate::world::{Event, World};
 use farpoint::geometry::TrackNo;
+use farpoint::intent::PageNo;
 use farpoint::metadata::layout::PAGE_BYTES;
 use farpoint::metadata::media::{Media, Recovery, Way};
+use farpoint::metadata::medium::Page;
 use farpoint::metadata::{Tracks, superblock::Superblock};
 use std::path::Path;
 use std::sync::Arc;
@@ -52,9 +54,10 @@ impl Start {
             let recovery = media.recovery().expect("a sound disk");
             media.begin(&recovery, true).expect("a sound disk");
             if cold {
-                let area = media.intent_area();
+                let (area, mut memory) = (media.intent_area(), Page::ZERO);
                 for page in 0..area.pages() {
-                    area.write(page, &[]).expect("a sound disk");
+                    let extent = area.page(PageNo(page), &[], &mut memory.0);
+                    area.write(extent.offset, &memory.0).expect("a sound disk");
                 }
             }
             media.end(&Tracks::default(), false).expect("a sound disk");

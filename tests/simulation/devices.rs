@@ -8,14 +8,14 @@
 use crate::cache::Cache;
 use crate::checker::{Stamp, Violation};
 use crate::crash::Start;
-use crate::disk::{Disk, PAGE_SECTORS};
+use crate::disk::Disk;
 use crate::options::{Options, SECTOR, TRACK_SECTORS};
 use crate::rng::Rng;
 use farpoint::geometry::{Geometry, TrackNo, TrackRange};
 use farpoint::intent::PageNo;
 use farpoint::metadata::layout::{Layout, PAGE_BYTES, RECORD_BYTES};
 use farpoint::metadata::media::Media;
-use farpoint::metadata::medium::Page;
+use farpoint::metadata::medium::{Chunk, Page};
 use farpoint::uploader::{ImageNo, ImageRead, Segment, SlotNo};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -149,7 +149,7 @@ pub struct Devices {
     pub layout: Option<Layout>,
     /// Pages being written, and the record with its slot.
     pub pages: BTreeMap<usize, (PageNo, Page)>,
-    pub record: Option<(u64, Page)>,
+    pub record: Option<(u64, Box<Chunk>)>,
     /// Tracks that cannot be read.
     pub unreadable: Vec<bool>,
     pub secondary: Secondary,
@@ -244,8 +244,7 @@ impl Devices {
                 IoKind::WriteRecord => {
                     if let (Some(disk), Some(layout), Some((slot, content))) = (&self.disk, &self.layout, &self.record)
                     {
-                        let copy = (sector / PAGE_SECTORS * PAGE_BYTES) as u64;
-                        disk.land(layout.log_offset() + slot * RECORD_BYTES + copy, sector % PAGE_SECTORS, &content.0);
+                        disk.land(layout.log_offset() + slot * RECORD_BYTES as u64, sector, &content.0);
                     }
                 }
                 IoKind::HostFlush { .. } | IoKind::FlushSecondary | IoKind::FlushPrimary => {}

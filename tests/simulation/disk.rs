@@ -40,10 +40,10 @@ impl Disk {
         self.inner().left = Some(calls);
     }
 
-    /// One sector of a page write that takes its time lands.
-    pub fn land(&self, offset: u64, sector: usize, page: &[u8; PAGE_BYTES]) {
+    /// One sector of a write that takes its time lands.
+    pub fn land(&self, offset: u64, sector: usize, content: &[u8]) {
         let inner = &mut *self.inner();
-        let bytes = &page[sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES];
+        let bytes = &content[sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES];
         let at = place(offset) + sector * SECTOR_BYTES;
         inner.live[at..at + SECTOR_BYTES].copy_from_slice(bytes);
         inner.durable[at..at + SECTOR_BYTES].copy_from_slice(bytes);

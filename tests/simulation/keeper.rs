@@ -6,7 +6,8 @@ use crate::disk::PAGE_SECTORS;
 use crate::options::Deaf;
 use crate::trace::Note;
 use crate::world::World;
-use farpoint::intent::{Keeper, Message, Op, PageNo, Regions};
+use farpoint::intent::{Keeper, Message, Op, Regions, Write};
+use farpoint::metadata::medium::Chunk;
 use farpoint::metadata::{log, pages};
 use farpoint::uploader;
 use std::collections::VecDeque;
@@ -25,7 +26,7 @@ pub struct KeeperDriver {
     pub keeper: Keeper,
     phase: Phase,
     /// Pages that were written, or a record, and whether well.
-    pub answers: VecDeque<(Option<PageNo>, bool)>,
+    pub answers: VecDeque<(Write, bool)>,
     letters: VecDeque<Message>,
     scheduled: bool,
     ringing: bool,
@@ -73,11 +74,8 @@ impl World {
                 driver.phase = Phase::Letters;
             }
             Phase::Letters => {
-                if let Some((page, ok)) = driver.answers.pop_front() {
-                    match page {
-                        Some(page) => driver.keeper.written(page, ok, &regions),
-                        None => driver.keeper.recorded(ok, &regions),
-                    }
+                if let Some((write, ok)) = driver.answers.pop_front() {
+                    driver.keeper.written(write, ok, &regions);
                 } else if let Some(letter) = driver.letters.pop_front() {
                     driver.keeper.tell(letter, &regions, &volume.tracking);
                 } else {
@@ -86,8 +84,8 @@ impl World {
             }
             // What is waited for may be asked for by a queue as well, at any time.
             Phase::Poll if self.rng.chance(1, 3) => {
-                if let Some(op) = driver.keeper.poll_waited() {
-                    self.keeper_op(index, op);
+                if let Some(write) = driver.keeper.poll_waited() {
+                    self.keeper_op(index, Op::Write(write));
                 }
             }
             Phase::Poll => match driver.keeper.poll(now_us / 1000, &regions, &volume.tracking) {
@@ -113,7 +111,7 @@ impl World {
         let volume = &mut self.volumes[index];
         match op {
             Op::Grace(id) => volume.side.tell_drain(uploader::Message::Grace(id)),
-            Op::Write(page) => {
+            Op::Write(Write::Page(page)) => {
                 let number = volume.kept.writes;
                 volume.kept.writes += 1;
                 let id = volume.side.devices.volume_id;
@@ -122,11 +120,13 @@ impl World {
                 volume.side.submit(IoKind::WritePage(number), 0, PAGE_SECTORS);
                 self.coverage.page_writes += 1;
             }
-            Op::Record => {
+            Op::Write(Write::Record) => {
                 let record = volume.kept.keeper.record().expect("begun");
                 let devices = &mut volume.side.devices;
                 let slots = devices.layout.map_or(1, |layout| u64::from(layout.log_slots));
-                devices.record = Some((record.number % slots, log::encode(devices.volume_id, record)));
+                let mut content = Chunk::new();
+                log::put(devices.volume_id, record, &mut content.0);
+                devices.record = Some((record.number % slots, content));
                 volume.side.submit(IoKind::WriteRecord, 0, 2 * PAGE_SECTORS);
                 self.coverage.records += 1;
             }
@@ -148,7 +148,7 @@ impl World {
     pub fn answer_keeper(&mut self, index: usize, number: Option<usize>, ok: bool) {
         let volume = &mut self.volumes[index];
         let page = number.map(|number| volume.side.devices.pages.remove(&number).expect("a write under way").0);
-        volume.kept.answers.push_back((page, ok));
+        volume.kept.answers.push_back((page.map_or(Write::Record, Write::Page), ok));
         volume.side.ring_keeper = true;
         self.collect(index);
     }

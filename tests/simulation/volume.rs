@@ -114,8 +114,7 @@ pub fn first_start(index: usize, options: &Options, rng: &mut Rng) -> Start {
 
 /// Without intent every region is hot for ever, and the keeper sleeps.
 fn keeper(options: &Options, regions: &Regions, found: Option<(Vec<u64>, LogStart)>) -> KeeperDriver {
-    let asleep =
-        intent::Limits { hot_max: u64::MAX, idle_ms: u64::MAX, ahead: 0, batch: 1, suspend: false };
+    let asleep = intent::Limits { hot_max: u64::MAX, idle_ms: u64::MAX, ahead: 0, batch: 1, suspend: false };
     let all = || vec![u64::MAX; crate::devices::index(regions.count().div_ceil(64))];
     let (hot, log) = found.unwrap_or_else(|| (all(), LogStart::NONE));
     KeeperDriver::new(Keeper::new(options.intent.unwrap_or(asleep), regions, REGIONS_PER_PAGE, &hot, log))

@@ -1,0 +1,83 @@
+//! The intent writes of one queue: at most one at a time, in memory of its own, on the queue's ring.
+
+use super::intent_write::{IntentDesk, IntentWrite};
+use crate::memory::{Buffer, MemoryError, Pool};
+use io_uring::{opcode, squeue, types};
+use std::io;
+use std::sync::Arc;
+
+/// The metadata among the ring's fixed files.
+pub(super) const METADATA: usize = 2;
+/// A write that the metadata turns away for now is repeated this often before it fails.
+const AGAIN_MAX: u8 = 16;
+
+/// A queue's part in keeping the intent.
+#[derive(Debug)]
+pub(super) struct IntentRequests {
+    queue: usize,
+    desk: Option<(Arc<dyn IntentDesk>, Buffer)>,
+    /// Letters lie there that nobody was rung for.
+    left_letters: bool,
+    under_way: Option<(IntentWrite, u8)>,
+}
+
+impl IntentRequests {
+    /// Without a desk, or with one that no ring can write for, none is ever made.
+    pub fn new(queue: usize, desk: Option<&Arc<dyn IntentDesk>>) -> Result<Self, MemoryError> {
+        let desk = desk.filter(|desk| desk.raw_fd().is_some()).map(|desk| {
+            let memory = Pool::new(1, desk.bytes())?.take();
+            Ok(memory.map(|memory| (desk.clone(), memory)))
+        });
+        Ok(Self { queue, desk: desk.transpose()?.flatten(), left_letters: false, under_way: None })
+    }
+
+    /// Whether who leaves a letter here need not ring.
+    pub fn take_letters(&mut self) -> bool {
+        self.left_letters |= self.desk.is_some();
+        self.left_letters
+    }
+
+    /// At the end of a turn: what is to be submitted for this turn's letters, and whether parked writes may go on.
+    pub fn attend(&mut self) -> (Option<squeue::Entry>, bool) {
+        let Some((desk, memory)) = self.desk.as_mut().filter(|_| std::mem::take(&mut self.left_letters)) else {
+            return (None, false);
+        };
+        let attended = desk.attend(self.queue, if self.under_way.is_none() { Some(memory) } else { None });
+        let entry = attended.write.map(|write| {
+            self.under_way = Some((write, 0));
+            entry(&write, memory)
+        });
+        (entry, attended.rung)
+    }
+
+    /// The write under way was answered: with a byte count, or a negative errno. Says what to submit if it is not done.
+    pub fn answered(&mut self, result: i32) -> Option<squeue::Entry> {
+        let ((write, again), (desk, memory)) = (self.under_way.take()?, self.desk.as_mut()?);
+        let whole = u32::try_from(result) == Ok(write.length);
+        // One that moved a part is repeated as a whole: the same bytes in the same place.
+        let turned_away = result > 0 || result == -libc::EAGAIN || result == -libc::EINTR;
+        if !whole && turned_away && again < AGAIN_MAX {
+            self.under_way = Some((write, again + 1));
+            return Some(entry(&write, memory));
+        }
+        let error = if result < 0 { io::Error::from_raw_os_error(-result) } else { io::ErrorKind::WriteZero.into() };
+        desk.answer(write, if whole { Ok(()) } else { Err(error) });
+        self.left_letters = true;
+        None
+    }
+
+    pub fn is_under_way(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Whether nobody should wait for the write under way: its metadata has failed or hangs.
+    pub fn is_hopeless(&self) -> bool {
+        self.under_way.is_some() && self.desk.as_ref().is_some_and(|(desk, _)| desk.has_failed())
+    }
+}
+
+fn entry(write: &IntentWrite, memory: &mut Buffer) -> squeue::Entry {
+    let file = types::Fixed(u32::try_from(METADATA).unwrap_or(u32::MAX));
+    let entry = opcode::Write::new(file, memory.as_mut_ptr(), write.length);
+    entry.offset(write.offset).rw_flags(libc::RWF_DSYNC).build()
+}

@@ -1,0 +1,43 @@
+//! How a queue has the intent of its own cold writes made durable without waking anybody: it asks the desk for the
+//! write that they wait for, and makes it on its own ring, beside its other requests.
+
+use crate::intent::Write;
+use std::fmt;
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+/// A write that makes intent durable, in the memory that was given for it.
+#[derive(Debug, Clone, Copy)]
+pub struct IntentWrite {
+    /// What of the keeper's it is.
+    pub write: Write,
+    pub offset: u64,
+    pub length: u32,
+    /// When it was asked for.
+    pub asked: Instant,
+}
+
+/// What came of looking after the keeper.
+#[derive(Debug, Default)]
+pub struct Attended {
+    /// To be submitted now, durably, and answered with [`IntentDesk::answer`].
+    pub write: Option<IntentWrite>,
+    /// Writes of the queue that asked may go on. Others have been rung.
+    pub rung: bool,
+}
+
+/// The keeper of the intent, for queues.
+pub trait IntentDesk: fmt::Debug + Send + Sync {
+    /// The metadata, for the ring's fixed files; `None` if no ring can write there.
+    fn raw_fd(&self) -> Option<RawFd>;
+    /// Memory that a write takes, in bytes.
+    fn bytes(&self) -> usize;
+    /// Reads the letters that were left for the keeper and says what is to be written now, in `memory`; without memory,
+    /// because a write of this queue is under way, only the former. Never waits: if somebody else is at it, he is rung.
+    fn attend(&self, queue: usize, memory: Option<&mut [u8]>) -> Attended;
+    /// The write was answered. To be followed by [`Self::attend`].
+    fn answer(&self, write: IntentWrite, result: io::Result<()>);
+    /// Whether the metadata has failed or hangs, so that nobody should wait for a write there.
+    fn has_failed(&self) -> bool;
+}
