@@ -48,6 +48,9 @@ struct Shape {
     /// Unit of tracking, a power of two from 4KiB to 1MiB [default: 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     track_size: Option<u64>,
+    /// Unit of what is copied again after a crash, a power of two from the track size to 64MiB [default: 4MiB]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    region_size: Option<u64>,
     /// Queues of the device, 1 to 32 [default: 1]
     #[arg(long, value_name = "COUNT")]
     queues: Option<u16>,
@@ -90,14 +93,15 @@ enum When {
 
 impl Shape {
     fn is_given(&self) -> bool {
-        let Self { track_size, queues, depth, image_pool, drain_window, direct, checksums } = self;
-        let sizes = [track_size, image_pool].into_iter().any(Option::is_some);
+        let Self { track_size, region_size, queues, depth, image_pool, drain_window, direct, checksums } = self;
+        let sizes = [track_size, region_size, image_pool].into_iter().any(Option::is_some);
         let counts = [queues, depth, drain_window].into_iter().any(Option::is_some);
         sizes || counts || direct.is_some() || checksums.is_some()
     }
 
     fn apply(&self, volume: &mut VolumeConfig) -> Result<(), Failure> {
         volume.track_size = self.track_size.unwrap_or(volume.track_size);
+        volume.region_size = self.region_size.unwrap_or(volume.region_size);
         volume.queues = self.queues.unwrap_or(volume.queues);
         volume.depth = self.depth.unwrap_or(volume.depth);
         volume.image_pool = self.image_pool.unwrap_or(volume.image_pool);
@@ -111,6 +115,8 @@ impl Shape {
             _ => Checksums::Kept,
         };
         limits::TRACK_SIZE.check("track_size", volume.track_size)?;
+        limits::REGION_SIZE.check("region_size", volume.region_size)?;
+        limits::check_region_size(volume.region_size, volume.track_size)?;
         limits::QUEUES.check("queues", volume.queues.into())?;
         limits::DEPTH.check("depth", volume.depth.into())?;
         limits::IMAGE_POOL.check("image_pool", volume.image_pool)?;

@@ -13,7 +13,8 @@ use super::limits;
 use super::rewrite;
 use super::values::{
     bandwidth_limit_in_limit, collision_wait_in_limit, depth_in_limit, drain_window_in_limit, image_pool_in_limit,
-    increment_timer_in_limit, path, queues_in_limit, run_timer_in_limit, some_path, track_size_in_limit,
+    increment_timer_in_limit, path, queues_in_limit, region_size_in_limit, run_timer_in_limit, some_path,
+    track_size_in_limit,
 };
 
 /// Where the configuration is unless the command line says otherwise.
@@ -103,6 +104,9 @@ pub struct VolumeConfig {
     pub metadata_error: MetadataErrorPolicy,
     #[serde(default = "track_size", deserialize_with = "track_size_in_limit")]
     pub track_size: u64,
+    /// Unit of durable intent, in bytes.
+    #[serde(default = "region_size", deserialize_with = "region_size_in_limit")]
+    pub region_size: u64,
     #[serde(default = "queues", deserialize_with = "queues_in_limit")]
     pub queues: u16,
     #[serde(default = "depth", deserialize_with = "depth_in_limit")]
@@ -171,6 +175,7 @@ impl VolumeConfig {
             metadata: None,
             metadata_error: MetadataErrorPolicy::FailIo,
             track_size: track_size(),
+            region_size: region_size(),
             queues: queues(),
             depth: depth(),
             image_pool: image_pool(),
@@ -422,6 +427,10 @@ fn io_failure(path: &Path, error: &io::Error) -> Failure {
 
 fn track_size() -> u64 {
     64 * limits::KIB
+}
+
+fn region_size() -> u64 {
+    crate::metadata::media::REGION_BYTES
 }
 
 fn queues() -> u16 {

@@ -19,6 +19,7 @@ pub const QUEUES: Limit = Limit::new(1, 32);
 pub const DEPTH: Limit = Limit::new(1, 256);
 pub const DRAIN_WINDOW: Limit = Limit::new(1, 256);
 pub const TRACK_SIZE: Limit = Limit { low: 4 * KIB, high: MIB, rule: Rule::PowerOfTwo };
+pub const REGION_SIZE: Limit = Limit { low: 4 * KIB, high: 64 * MIB, rule: Rule::PowerOfTwo };
 pub const IMAGE_POOL: Limit = Limit::new(0, 16 * GIB);
 pub const BANDWIDTH_LIMIT: Limit = Limit { low: 64 * KIB, high: TIB, rule: Rule::OrZero };
 pub const RUN_TIMER_MS: Limit = Limit::new(1, 60_000);
@@ -26,6 +27,16 @@ pub const INCREMENT_TIMER_MS: Limit = Limit::new(1_000, 86_400_000);
 pub const COLLISION_WAIT_MS: Limit = Limit::new(1, 60_000);
 /// Up to 365 days.
 pub const TIMEOUT_MS: Limit = Limit::new(1, 31_536_000_000);
+
+/// A region is a run of whole tracks.
+pub fn check_region_size(region_size: u64, track_size: u64) -> Result<(), Failure> {
+    if region_size < track_size {
+        let why =
+            format!("region_size: {region_size} is not allowed; it must be at least the track size, {track_size}");
+        return Err(Failure::new(FailureKind::Usage, why));
+    }
+    Ok(())
+}
 
 /// Which numbers are allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

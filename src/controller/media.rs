@@ -7,7 +7,7 @@ use crate::frontend::leftovers::Owner;
 use crate::geometry::Geometry;
 use crate::metadata::inspect::inspect;
 use crate::metadata::layout::Layout;
-use crate::metadata::media::{Media, REGION_BYTES, Recovery, Slots, Way};
+use crate::metadata::media::{Media, Recovery, Slots, Way};
 use crate::metadata::superblock::{Fault, Superblock};
 use crate::metadata::{MetadataError, Side, Tracks};
 use crate::storage::{self, Device, ErrorKind, OpenError, Options, SecondaryOptions};
@@ -140,7 +140,7 @@ pub(super) fn open_media(
     let sides = [primary, secondary, &device].map(Side::of);
     let media = Media::open(path, Arc::new(device))?;
     let [primary, secondary, metadata] = &sides;
-    media.check(name, [primary, secondary, metadata], config.track_size)?;
+    media.check(name, [primary, secondary, metadata], config.track_size, config.region_size)?;
     Ok(media)
 }
 
@@ -162,8 +162,9 @@ pub(super) fn create_media(
 ) -> Result<Known, Failure> {
     let geometry = Geometry::new(primary.size(), config.track_size)
         .map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))?;
-    let region_bytes = u32::try_from(REGION_BYTES).unwrap_or(u32::MAX);
-    let needed = Layout::new(&geometry, REGION_BYTES).bytes();
+    limits::check_region_size(config.region_size, config.track_size)?;
+    let region_bytes = u32::try_from(config.region_size).unwrap_or(u32::MAX);
+    let needed = Layout::new(&geometry, config.region_size).bytes();
     let made = make_file(path, needed).map_err(|error| io_failure("making", path, &error))?;
     let created = || {
         let device = storage::open_metadata(path, &options(config, own), !force, &[primary, secondary])?;
@@ -288,6 +289,7 @@ fn io_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
 mod tests {
     use super::*;
     use crate::metadata::STALL;
+    use crate::metadata::media::REGION_BYTES;
     use crate::metadata::medium::Medium;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

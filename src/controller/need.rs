@@ -5,7 +5,6 @@ use super::api::{Failure, FailureKind};
 use super::config::VolumeConfig;
 use super::limits::{MIB, TIB};
 use crate::frontend::REQUEST_BYTES_MAX;
-use crate::metadata::media::REGION_BYTES;
 use std::fs;
 
 /// Bytes of memory that a volume takes.
@@ -24,7 +23,7 @@ impl Need {
         // A request of the drain is 1 MiB, the largest track.
         let drain = u64::from(config.drain_window) * MIB;
         // A word for each region of the intent.
-        let regions = size.div_ceil(REGION_BYTES) * 8;
+        let regions = size.div_ceil(config.region_size.max(1)) * 8;
         Self { marks: tracks.div_ceil(8) * 2 + regions, buffers: config.image_pool + queues + drain }
     }
 

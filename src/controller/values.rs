@@ -35,6 +35,7 @@ macro_rules! in_limit {
 
 in_limit! {
     track_size_in_limit: u64 = TRACK_SIZE;
+    region_size_in_limit: u64 = REGION_SIZE;
     queues_in_limit: u16 = QUEUES;
     depth_in_limit: u16 = DEPTH;
     image_pool_in_limit: u64 = IMAGE_POOL;

@@ -19,7 +19,7 @@ pub const PAGE_HEADER_BYTES: usize = 32;
 pub const REGIONS_PER_PAGE: u64 = ((PAGE_BYTES - PAGE_HEADER_BYTES) * 8) as u64;
 /// The same, in words.
 pub const WORDS_PER_PAGE: usize = (PAGE_BYTES - PAGE_HEADER_BYTES) / 8;
-/// Unit of durable intent; a constant today, recorded in the superblock all the same.
+/// Unit of durable intent that nobody chose, and the largest.
 pub use crate::intent::{REGION_SIZE_DEFAULT as REGION_BYTES, REGION_SIZE_MAX as REGION_BYTES_MAX};
 
 /// Where the two superblocks are.

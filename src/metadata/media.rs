@@ -289,6 +289,7 @@ impl Media {
         name: &str,
         [primary, secondary, metadata]: [&Side; 3],
         track_size: u64,
+        region_size: u64,
     ) -> Result<(), MetadataError> {
         let superblock = self.superblock();
         let same = |what, recorded: &dyn ToString, found: &dyn ToString| {
@@ -305,7 +306,8 @@ impl Media {
         same("size of the primary in bytes", &superblock.primary.size, &primary.size)?;
         same("size of the secondary in bytes", &superblock.secondary.size, &secondary.size)?;
         same("size of the metadata in bytes", &superblock.metadata.size, &metadata.size)?;
-        same("track size in bytes", &superblock.track_size, &track_size)
+        same("track size in bytes", &superblock.track_size, &track_size)?;
+        same("region size in bytes", &superblock.region_size, &region_size)
     }
 
     /// What a start begins with.

@@ -137,7 +137,7 @@ fn devices_are_a_line_each() {
 fn wrong_usage_is_one_line_and_code_2() {
     let daemon = fake::daemon();
     let long = "x".repeat(100_000);
-    let table: [(&[&str], &str); 37] = [
+    let table: [(&[&str], &str); 39] = [
         (&[], "no command is given"),
         (&["wibble"], "unrecognized subcommand 'wibble'"),
         (&["st\u{1b}[31m"], "unrecognized subcommand"),
@@ -153,6 +153,11 @@ fn wrong_usage_is_one_line_and_code_2() {
         (&["create", "v", "--primary", "/a", "--secondary", "/b", "--queues", "33"], "queues: 33 is not allowed"),
         (&["create", "v", "--primary", "/a", "--secondary", "/b", "--queues", "70000"], "70000"),
         (&["create", "v", "--primary", "/a", "--secondary", "/b", "--track-size", "3K"], "track_size: 3072"),
+        (&["create", "v", "--primary", "/a", "--secondary", "/b", "--region-size", "128MiB"], "region_size: 134217728"),
+        (
+            &["create", "v", "--primary", "/a", "--secondary", "/b", "--region-size", "32K"],
+            "at least the track size, 65536",
+        ),
         (&["create", "v", "--primary", "/a", "--secondary", "/b", "--track-size", "x"], "is not a size"),
         (&["create", "v", "--primary", "/a", "--secondary", "/b", "--depth", "0"], "depth: 0"),
         (&["create", "v", "--primary", "/a", "--secondary", "/b", "--image-pool", "1T"], "image_pool: 1099511627776"),
