@@ -107,6 +107,8 @@ pub struct Uploader {
     ring: IoUring,
     requests: Requests<Request>,
     slots: Vec<Slot>,
+    /// The ring knows the memory of each slot by the slot's number.
+    registered: bool,
     messages: Vec<Message>,
     /// Requests to the secondary under way, and since when it owes an answer.
     at_secondary: usize,
@@ -114,6 +116,22 @@ pub struct Uploader {
     paused: bool,
     /// When the stop has to be over.
     stop_at_ms: Option<u64>,
+}
+
+/// Has the ring hold the slots' memory, so that the kernel need not look up and hold its pages for every request anew.
+/// Says whether it does; where it cannot, requests take a little longer and that is all.
+#[expect(unsafe_code, reason = "registering memory with a ring")]
+fn register(ring: &IoUring, slots: &mut [Slot]) -> bool {
+    let memory =
+        |slot: &mut Slot| libc::iovec { iov_base: slot.buffer.as_mut_ptr().cast(), iov_len: slot.buffer.len() };
+    let all: Vec<_> = slots.iter_mut().map(memory).collect();
+    // SAFETY: the ring holds the pages by itself; the slots' memory lives as long as the ring, with which it is dropped.
+    let done = unsafe { ring.submitter().register_buffers(&all) };
+    done.inspect_err(|error| tracing::debug!("the drain's memory cannot be registered: {error}")).is_ok()
+}
+
+fn buffer_index(slot: SlotNo) -> u16 {
+    u16::try_from(slot.0).unwrap_or(u16::MAX)
 }
 
 impl Uploader {
@@ -128,17 +146,19 @@ impl Uploader {
             checksums: Vec::with_capacity(run_tracks),
             zero: Vec::with_capacity(run_tracks),
         });
-        let slots: Vec<Slot> = slots.collect();
+        let mut slots: Vec<Slot> = slots.collect();
         // What the window allows, the bell, a flush of either side.
         let requests = Requests::new(window + 3);
         let entries = u32::try_from(2 * window.next_power_of_two() + 8).unwrap_or(1024);
         let ring = IoUring::builder().build(entries)?;
         ring.submitter().register_files(&[parts.primary.raw_fd(), parts.secondary_device.raw_fd()])?;
+        let registered = register(&ring, &mut slots);
         Ok(Self {
             parts,
             ring,
             requests,
             slots,
+            registered,
             messages: Vec::new(),
             at_secondary: 0,
             answered_ms: 0,
@@ -352,10 +372,19 @@ impl Uploader {
     fn read(&mut self, slot: SlotNo, tracks: TrackRange, part: Part) -> io::Result<()> {
         let (offset, length) = self.parts.tracking.geometry().bytes(tracks);
         let memory = self.slots[slot.0].buffer.as_mut_ptr().wrapping_add(widen(part.done));
-        let entry = opcode::Read::new(PRIMARY, memory, narrow(length) - part.done)
-            .offset(offset + u64::from(part.done))
-            .build();
-        self.push(entry, Request::Read(slot, tracks, part))
+        let (offset, length) = (offset + u64::from(part.done), narrow(length) - part.done);
+        let entry = if self.registered {
+            opcode::ReadFixed::new(PRIMARY, memory, length, buffer_index(slot)).offset(offset).build()
+        } else {
+            opcode::Read::new(PRIMARY, memory, length).offset(offset).build()
+        };
+        self.push(self.side_by_side(entry), Request::Read(slot, tracks, part))
+    }
+
+    /// While the host is silent the kernel's own threads may carry requests out beside each other. Those that it can
+    /// carry out within the call, to memory or a page cache, would otherwise be so one after the other, by this thread.
+    fn side_by_side(&self, entry: squeue::Entry) -> squeue::Entry {
+        if self.parts.tracking.in_flight() == 0 { entry.flags(squeue::Flags::ASYNC) } else { entry }
     }
 
     /// Where a segment lies in its slot's memory, and its length.
@@ -386,9 +415,13 @@ impl Uploader {
         let (offset, _) = self.parts.tracking.geometry().bytes(segment.tracks);
         let (place, length) = self.place(slot, segment.tracks);
         let memory = self.slots[slot.0].buffer.as_mut_ptr().wrapping_add(place + widen(part.done));
-        let entry =
-            opcode::Write::new(SECONDARY, memory, length - part.done).offset(offset + u64::from(part.done)).build();
-        self.push(entry, Request::Write(slot, segment, part))
+        let (offset, length) = (offset + u64::from(part.done), length - part.done);
+        let entry = if self.registered {
+            opcode::WriteFixed::new(SECONDARY, memory, length, buffer_index(slot)).offset(offset).build()
+        } else {
+            opcode::Write::new(SECONDARY, memory, length).offset(offset).build()
+        };
+        self.push(self.side_by_side(entry), Request::Write(slot, segment, part))
     }
 
     fn write_image(&mut self, image: ImageNo, track: TrackNo, part: Part) -> io::Result<()> {
