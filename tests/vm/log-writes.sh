@@ -13,7 +13,8 @@ set -euo pipefail
 increments=3 writers_s=24 starts=3 seed=${FARPOINT_SEED:-$(date +%s)}
 [[ -z $long ]] || increments=15 writers_s=90 starts=12
 say "seed $seed (FARPOINT_SEED)"
-side_mib=64 metadata_mib=1
+# With regions as small as these there are two intent pages, and with that an intent log.
+side_mib=160 metadata_mib=1 shape=(--track-size 4KiB --region-size 4KiB)
 modprobe dm-log-writes || skip "this kernel has no dm-log-writes"
 
 # slices COMMAND DEVICE: primary, secondary and metadata on it.
@@ -44,7 +45,8 @@ loop_device "$(sparse log 4G)"
 map logged "0 $((image_mib * 2048)) log-writes $below $node"
 slices map /dev/mapper/logged
 start_daemon
-make_volume vol0 /dev/mapper/primary /dev/mapper/secondary --metadata /dev/mapper/metadata --queues 2 --image-pool 4MiB
+make_volume vol0 /dev/mapper/primary /dev/mapper/secondary --metadata /dev/mapper/metadata --queues 2 --image-pool 4MiB \
+    "${shape[@]}"
 fp set vol0 --run-timer-ms 20000 --collision-wait-ms 5000
 in_sync vol0
 fp down vol0
@@ -65,6 +67,7 @@ wait_for "the device to be taken back" in_state vol0 .state normal
 sleep $((writers_s / 2))
 touch "$work/enough"
 finish "$writer" "the writers"
+at_least "records of the intent log" 50 "$(field vol0 .counters.intent_records)"
 in_sync vol0
 wait_for "all regions to be cold" in_state vol0 .hot_regions 0
 fp down vol0

@@ -80,7 +80,8 @@ scratch_writes() {
 [[ ! -d $share/volumes.d ]] || cp -r "$share/volumes.d" "$work/etc/"
 start_daemon
 if [[ ! -d $share/volumes.d ]]; then
-    fp create vol0 --primary /dev/vda --secondary /dev/vdb --metadata /dev/vdc --image-pool 4MiB --queues 2
+    # shellcheck disable=SC2086 # Several options, or none.
+    fp create vol0 --primary /dev/vda --secondary /dev/vdb --metadata /dev/vdc --image-pool 4MiB --queues 2 $FARPOINT_SHAPE
     cp -r "$work/etc/volumes.d" "$share/volumes.d"
     bring_up vol0
     mkfs.ext4 -q "$dev"
