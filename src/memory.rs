@@ -21,9 +21,12 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags};
 /// Alignment of the region and of every slot; enough for direct I/O to any device with blocks up to 4 KiB.
 pub const ALIGNMENT: usize = 4096;
 
-/// How much of a [`Words`] is populated at once; the rest is populated (and then stays locked) on first touch, so that
+/// How much of a [`Words`] is populated early; the rest is populated (and then stays locked) on first touch, so that
 /// the bitmaps of a sparse 64 TiB volume do not cost their full size.
 pub const WORDS_POPULATED_BYTES_MAX: usize = 64 << 20;
+
+/// How much is populated with one call: a huge page.
+const POPULATED_TOGETHER: usize = 2 << 20;
 
 /// Why memory could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -82,13 +85,17 @@ impl Mapping {
         }
     }
 
-    /// Populates the first `bytes` now, so that no page fault waits for memory later. Failing only means later faults.
+    /// Populates the first `bytes` now, so that no page fault waits for memory later. Failing only means later faults. A
+    /// little at a time: whoever in the process maps or unmaps memory has to wait meanwhile.
     #[cfg_attr(feature = "loom", allow(dead_code, reason = "the words of loom are not mapped"))]
     #[expect(unsafe_code, reason = "madvise")]
     fn populate(&self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
-        // SAFETY: the range lies in our own mapping; populating for write keeps its (zero) content.
-        let _ = unsafe { libc::madvise(self.start.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) };
+        for at in (0..bytes).step_by(POPULATED_TOGETHER) {
+            let (start, length) = (self.start.as_ptr().wrapping_add(at), POPULATED_TOGETHER.min(bytes - at));
+            // SAFETY: the range lies in our own mapping; populating for write keeps its (zero) content.
+            let _ = unsafe { libc::madvise(start.cast(), length, libc::MADV_POPULATE_WRITE) };
+        }
     }
 
     /// Behind the first `bytes` a touch costs a page of memory and not a huge one: those of a sparse volume would add
@@ -337,6 +344,8 @@ impl Words {
         Ok(Self((0..words).map(|_| sequential::AtomicU64::new(0)).collect()))
     }
 
+    pub fn populate(&self) {}
+
     pub fn lock_warning(&self) -> Option<&str> {
         None
     }
@@ -370,9 +379,14 @@ impl Words {
         }
         let mut mapping = Mapping::new(bytes, MapFlags::MAP_NORESERVE)?;
         mapping.lock(true);
-        mapping.populate(WORDS_POPULATED_BYTES_MAX);
         mapping.keep_sparse(WORDS_POPULATED_BYTES_MAX);
         Ok(Self { mapping, words })
+    }
+
+    /// Takes memory for the first [`WORDS_POPULATED_BYTES_MAX`] now, so that no touch of them waits for memory later.
+    /// Takes its time: not for whoever waits for the volume. Others may use the words meanwhile.
+    pub fn populate(&self) {
+        self.mapping.populate(WORDS_POPULATED_BYTES_MAX);
     }
 
     /// What to tell the administrator if the memory could not be locked.

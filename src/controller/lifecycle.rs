@@ -493,7 +493,7 @@ fn serve(
     let intent = Intent {
         area: media.intent_area(),
         region_size: superblock.region_size.into(),
-        hot: recovery.hot.words.clone(),
+        hot: &recovery.hot.words,
         log: recovery.log(),
         suspend,
         failed: Box::new(move |error| {

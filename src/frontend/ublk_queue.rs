@@ -243,9 +243,11 @@ pub(super) fn serve(
 ) {
     let ring = init_ring(device.tgt.sq_depth, device.tgt.cq_depth);
     let mut memory = device.alloc_queue_io_bufs();
-    // Every page is touched now, and with that locked: not by the first write-back, for which memory may be short.
-    memory.iter_mut().for_each(IoBuf::zero_buf);
     let registered = ring.map(|()| register(&memory));
+    if !matches!(registered, Ok(true)) {
+        // Every page is touched now, and with that locked: not by the first write-back, for which memory may be short.
+        memory.iter_mut().for_each(IoBuf::zero_buf);
+    }
     let intent = IntentRequests::new(usize::from(index), shared.desk.as_ref());
     gate.pass();
     let (registered, mut intent) = match (registered, intent) {
@@ -373,7 +375,8 @@ fn init_ring(sq_depth: u16, cq_depth: u16) -> Result<(), UblkError> {
     })
 }
 
-/// Has the ring hold the tags' memory, so that the kernel need not look up and hold its pages for every request anew.
+/// Has the ring hold the tags' memory, so that the kernel need not look up and hold its pages for every request anew,
+/// and so that all of them are there from now on.
 /// Says whether it does; where it cannot, requests take a little longer and that is all.
 #[expect(unsafe_code, reason = "registering memory with a ring")]
 fn register(memory: &[IoBuf<u8>]) -> bool {

@@ -182,7 +182,7 @@ impl Keeper {
         self.figures
     }
 
-    /// The bits of a page, the first region's lowest.
+    /// The bits of a page, the first region's lowest; words that are missing are zero.
     pub fn page(&self, page: PageNo) -> &[u64] {
         self.pages[place(page)].words()
     }

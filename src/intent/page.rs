@@ -12,8 +12,9 @@ pub struct PageNo(pub u64);
 #[derive(Debug)]
 pub(super) struct Page {
     first: RegionNo,
-    /// As the next write will carry them.
+    /// As the next write will carry them; nothing as long as none was ever set, as of most pages of a huge volume.
     bits: Box<[u64]>,
+    regions: u64,
     /// Set since the last write was submitted: no write carries them yet.
     pub setting: Vec<RegionNo>,
     /// Cleared since the last write was submitted: whatever is on media or on its way shows them.
@@ -35,10 +36,10 @@ const NO_RECORD: u64 = u64::MAX;
 
 impl Page {
     pub fn new(first: RegionNo, regions: u64) -> Self {
-        let words = usize::try_from(regions.div_ceil(64)).unwrap_or(usize::MAX);
         Self {
             first,
-            bits: vec![0; words].into(),
+            bits: Box::default(),
+            regions,
             setting: Vec::new(),
             clearing: Vec::new(),
             set_by_write: Vec::new(),
@@ -55,21 +56,25 @@ impl Page {
         (usize::try_from(bit / 64).unwrap_or(usize::MAX), 1 << (bit % 64))
     }
 
+    /// Words that are missing are zero.
     pub fn words(&self) -> &[u64] {
         &self.bits
     }
 
     pub fn is_set(&self, region: RegionNo) -> bool {
         let (word, bit) = self.place(region);
-        self.bits[word] & bit != 0
+        self.bits.get(word).is_some_and(|bits| bits & bit != 0)
     }
 
     pub fn set(&mut self, region: RegionNo, hot: bool) {
         let (word, bit) = self.place(region);
         if hot {
+            if self.bits.is_empty() {
+                self.bits = vec![0; usize::try_from(self.regions.div_ceil(64)).unwrap_or(usize::MAX)].into();
+            }
             self.bits[word] |= bit;
-        } else {
-            self.bits[word] &= !bit;
+        } else if let Some(bits) = self.bits.get_mut(word) {
+            *bits &= !bit;
         }
     }
 

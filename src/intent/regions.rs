@@ -95,6 +95,11 @@ impl Regions {
         self.geometry.tracks().div_ceil(1 << self.shift)
     }
 
+    /// Takes their memory early; see [`Words::populate`].
+    pub fn populate(&self) {
+        self.words.populate();
+    }
+
     /// The regions that a run of tracks lies in.
     #[inline]
     pub fn of(&self, tracks: TrackRange) -> RegionRange {

@@ -140,7 +140,7 @@ impl Bench {
     }
 
     fn shows(words: &[u64], region: RegionNo) -> bool {
-        words[0] >> (region.0 % PER_PAGE) & 1 == 1
+        words.first().is_some_and(|word| word >> (region.0 % PER_PAGE) & 1 == 1)
     }
 
     /// Whether a crash now would find the region hot, whatever became of the writes under way.

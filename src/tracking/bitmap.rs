@@ -37,6 +37,11 @@ impl Bitmap {
         Self { tracks, words, summary, count: Count(AtomicU64::new(0)) }
     }
 
+    /// Takes its memory early; see [`Words::populate`].
+    pub fn populate(&self) {
+        self.words.populate();
+    }
+
     /// Words of memory that a set over `tracks` tracks takes.
     pub fn words_for(tracks: u64) -> u64 {
         tracks.div_ceil(WORD_BITS)

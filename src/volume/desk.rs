@@ -21,12 +21,12 @@ use std::time::Instant;
 pub type Told = Box<dyn FnOnce(&io::Error) + Send>;
 
 /// The durable intent as it was found, and where it is kept.
-pub struct Intent {
+pub struct Intent<'a> {
     pub area: IntentArea,
     /// In bytes.
     pub region_size: u64,
     /// One bit for each region that media shows hot.
-    pub hot: Vec<u64>,
+    pub hot: &'a [u64],
     pub log: LogStart,
     /// After a failed write of the metadata writes to cold regions wait until the volume goes down, instead of failing.
     pub suspend: bool,
@@ -34,7 +34,7 @@ pub struct Intent {
     pub failed: Told,
 }
 
-impl fmt::Debug for Intent {
+impl fmt::Debug for Intent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Intent").field("region_size", &self.region_size).finish_non_exhaustive()
     }
@@ -71,7 +71,7 @@ pub(super) struct Desk {
 
 impl Desk {
     pub fn new(
-        intent: Intent,
+        intent: Intent<'_>,
         regions: Arc<Regions>,
         tracking: Arc<Tracking>,
         (mailbox, bells): (Arc<Mailbox>, Arc<[Doorbell]>),
@@ -79,7 +79,7 @@ impl Desk {
     ) -> Self {
         let Intent { area, hot, log, suspend, failed, .. } = intent;
         let limits = Limits { hot_max: HOT_MAX, idle_ms: IDLE_MS, ahead: AHEAD, batch: BATCH, suspend };
-        let keeper = Keeper::new(limits, &regions, REGIONS_PER_PAGE, &hot, log);
+        let keeper = Keeper::new(limits, &regions, REGIONS_PER_PAGE, hot, log);
         let kept = Mutex::new(Kept { keeper, letters: Vec::new(), stopped: false });
         Self { kept, regions, tracking, area, mailbox, bells, began, failed: Mutex::new(Some(failed)) }
     }

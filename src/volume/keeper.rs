@@ -51,7 +51,7 @@ pub(super) struct Kept {
 impl Kept {
     pub fn start(
         name: &str,
-        intent: Option<Intent>,
+        intent: Option<Intent<'_>>,
         tracking: &Arc<Tracking>,
         mail: Mail,
     ) -> Result<Self, VolumeError> {

@@ -17,7 +17,7 @@ use crate::doorbell::Doorbell;
 use crate::frontend::leftovers::{Leftover, Owner};
 use crate::frontend::{DeviceError, IntentDesk, Shape, Shared, UblkDevice};
 use crate::geometry::Geometry;
-use crate::intent;
+use crate::intent::{self, Regions};
 use crate::memory::{MemoryError, Words};
 use crate::metadata::Tracks;
 use crate::secondary::Secondary;
@@ -28,7 +28,7 @@ use keeper::{Kept, Mail};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -139,7 +139,7 @@ impl Volume {
         primary: Arc<Device>,
         secondary: Arc<Device>,
         marks: &Marks,
-        intent: Option<Intent>,
+        intent: Option<Intent<'_>>,
         epoch: Arc<Epoch>,
         began: Instant,
         report: impl Fn(Report) + Send + 'static,
@@ -152,7 +152,7 @@ impl Volume {
             Marks::These(tracks) => tracks.mark(tracking.out_of_sync()),
         }
         let mail = mail(spec, began)?;
-        // Keeper and drain first: from the moment there is a device its writes are looked after.
+        // The keeper first: from the moment there is a device its writes are looked after.
         let kept = Kept::start(&spec.name, intent, &tracking, mail.clone())?;
         let shared = shared(spec, &primary, mail, kept.desk())?;
         let (images, mailbox) = (shared.images.clone(), shared.drain.clone());
@@ -181,25 +181,32 @@ impl Volume {
         let uploader = Uploader::new(parts, spec.window, usize::try_from(run_bytes(spec)).unwrap_or(usize::MAX));
         let uploader = uploader.map_err(VolumeError::Drain)?;
 
-        let drain = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(move || uploader.run());
+        // It begins when the device is served: who waits for the device does not wait for the drain's requests.
+        let (serve, served) = mpsc::sync_channel(1);
+        let run = move || if served.recv().is_ok() { uploader.run() } else { Ok(()) };
+        let drain = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(run);
         let drain = drain.map_err(VolumeError::Drain)?;
         match Self::device(spec, &tracking, &kept, primary.clone(), &shared, &counters, &send_first) {
-            Ok(device) => Ok(Self {
-                tracking,
-                primary,
-                device,
-                shared,
-                mailbox,
-                figures,
-                counters,
-                send_first,
-                drain,
-                lock_warning,
-                kept,
-            }),
+            Ok(device) => {
+                let _ = serve.send(());
+                populate(&spec.name, tracking.clone(), kept.regions.clone());
+                Ok(Self {
+                    tracking,
+                    primary,
+                    device,
+                    shared,
+                    mailbox,
+                    figures,
+                    counters,
+                    send_first,
+                    drain,
+                    lock_warning,
+                    kept,
+                })
+            }
             Err(error) => {
-                mailbox.tell(Message::Stop);
-                // When both have ended nothing is sent and no region is cleared any more.
+                drop(serve);
+                // When both have ended no region is cleared any more.
                 let _ = (drain.join(), kept.stop());
                 Err(error.into())
             }
@@ -379,6 +386,17 @@ fn structures(geometry: &Geometry) -> Result<([Bitmap; 2], Option<String>), Memo
     let two = [Words::new(words)?, Words::new(words)?];
     let warning = two.iter().find_map(Words::lock_warning).map(str::to_owned);
     Ok((two.map(|words| Bitmap::new(geometry.tracks(), words)), warning))
+}
+
+/// Takes the memory of the marks while the volume is served already: of a large volume that takes a while.
+fn populate(name: &str, tracking: Arc<Tracking>, regions: Arc<Regions>) {
+    let work = move || {
+        tracking.out_of_sync().populate();
+        tracking.change_recording().populate();
+        regions.populate();
+    };
+    // Without the thread each page is taken when it is first touched.
+    drop(thread::Builder::new().name(format!("{name}-memory")).spawn(work));
 }
 
 /// At least one track.

@@ -82,7 +82,7 @@ impl Medium for Told {
 }
 
 /// The intent of a new volume none of whose regions is hot, the medium, and where failures are told.
-pub fn intent(geometry: &Geometry, suspend: bool, log_slots: u32) -> (Arc<Told>, Intent, Receiver<String>) {
+pub fn intent(geometry: &Geometry, suspend: bool, log_slots: u32) -> (Arc<Told>, Intent<'static>, Receiver<String>) {
     let pages = Layout::new(geometry, REGION_SIZE_DEFAULT).intent_pages;
     let layout = Layout::with_log(geometry, pages, log_slots);
     let side = |size| Side { identity: String::new(), size };
@@ -101,7 +101,7 @@ pub fn intent(geometry: &Geometry, suspend: bool, log_slots: u32) -> (Arc<Told>,
     let intent = Intent {
         area: media.intent_area(),
         region_size: REGION_SIZE_DEFAULT,
-        hot: Vec::new(),
+        hot: &[],
         log: LogStart { slots: log_slots.into(), ..LogStart::NONE },
         suspend,
         failed: Box::new(move |error| drop(fail.send(error.to_string()))),
