@@ -7,13 +7,13 @@
 //! A device outlives a daemon that is killed (H22): the kernel holds its I/O, hands what the daemon had in hand to the
 //! next one once more, and goes on with what waited. A write done twice is the same bytes twice, and is marked twice.
 
-use super::gate::Gate;
 use super::intent_requests::METADATA;
 use super::leftovers::Owner;
 use super::queue_io::Handler;
 use super::request::SECTOR_SHIFT;
 use super::run_dir;
 use super::ublk_queue::{self, Shared};
+use super::unserved;
 use crate::storage::{Device, process};
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
 use libublk::io::UblkDev;
@@ -39,6 +39,8 @@ const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(90);
 /// Where the kernel learns of a server's end only from a request that it has waited for too long, because the server
 /// had every tag in hand, this is too long, in milliseconds. As long as the server lives it waits on.
 const NOTICE_MS: &str = "1000";
+/// Of this, until its end lets go of the device's file.
+const FORGET_TIMEOUT: Duration = Duration::from_secs(20);
 /// libublk asks for half a minute at a time.
 const TAKE_BACK_TRIES: u8 = 1;
 /// How long it may take until all its requests can be taken: its users wait already, and giving up gains nothing.
@@ -325,11 +327,10 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
         };
         let device = Arc::new(UblkDev::new("farpoint".to_owned(), describe, control)?);
         let (tids, started) = mpsc::channel();
-        let gate = Arc::new(Gate::new(usize::from(device.dev_info.nr_hw_queues)));
         for queue in 0..device.dev_info.nr_hw_queues {
             let name = format!("ublk{}-q{queue}", device.dev_info.dev_id);
             let (device, shared, handler) = (device.clone(), self.shared.clone(), self.handler.clone());
-            let (tids, ends, passed) = (tids.clone(), self.ends.clone(), gate.clone());
+            let (tids, ends) = (tids.clone(), self.ends.clone());
             let body = move || {
                 let _ = process::become_io_flusher();
                 let _ = tids.send((queue, nix::unistd::gettid().as_raw()));
@@ -343,11 +344,11 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
                     ends.failed.store(true, Relaxed);
                     ends.ended.store(true, Relaxed);
                 };
-                ublk_queue::serve(queue, &device, &shared, &mut handler, &passed, failed);
+                ublk_queue::serve(queue, &device, &shared, &mut handler, failed);
                 ends.ended.store(true, Relaxed);
             };
             let thread = thread::Builder::new().name(name).spawn(body);
-            threads.push(thread.inspect_err(|_| gate.open()).map_err(UblkError::IOError)?);
+            threads.push(thread.map_err(UblkError::IOError)?);
         }
         drop(tids);
         for (queue, tid) in started {
@@ -405,14 +406,17 @@ fn add(shape: &Shape) -> Result<UblkCtrl, UblkError> {
     control(-1, shape, UblkFlags::UBLK_DEV_F_ADD_DEV, flags.into())
 }
 
-/// Begins to take a device back. The kernel refuses as long as it has not ended what the killed daemon left. Linux 6.12
-/// also refuses, in another way, if it has begun already, for a daemon that was killed in the middle of this.
+/// Begins to take a device back. The kernel refuses as long as it has not ended what the killed daemon left.
 fn recover(id: i32, waiting: &UblkCtrl, shape: &Shape) -> Result<UblkCtrl, UblkError> {
+    // Kernels with this feature forget who served a queue as soon as the daemon ends.
+    let features = UblkCtrl::get_features().unwrap_or(0);
+    if features & u64::from(sys::UBLK_F_UPDATE_SIZE) == 0 {
+        unserved::announce(id, shape.queues, shape.depth, FORGET_TIMEOUT).map_err(UblkError::IOError)?;
+    }
     let mut left = TAKE_BACK_TRIES;
     loop {
         match waiting.start_user_recover() {
             Ok(busy) if busy == -libc::EBUSY && left > 0 => left -= 1,
-            Err(error) if ublk_queue::describe(&error).raw_os_error() == Some(libc::EINVAL) => break,
             Ok(error) if error < 0 => return Err(UblkError::OtherError(error)),
             result => {
                 result?;

@@ -2,7 +2,6 @@
 
 mod device;
 pub mod features;
-mod gate;
 mod intent_requests;
 mod intent_write;
 pub mod leftovers;
@@ -11,6 +10,7 @@ mod queue_io;
 mod request;
 pub mod run_dir;
 mod ublk_queue;
+mod unserved;
 mod watchdog;
 
 pub use device::{DeviceError, REQUEST_BYTES_MAX, Shape, UblkDevice};

@@ -1,7 +1,6 @@
 //! A ublk queue on its thread: one ring for the host's requests, the primary's and the doorbell. The only file that
 //! touches tags; nothing here is specific to mirroring.
 
-use super::gate::Gate;
 use super::intent_requests::IntentRequests;
 use super::intent_write::IntentDesk;
 use super::queue_io::{Handler, QueueIo, Zeroing};
@@ -238,7 +237,6 @@ pub(super) fn serve(
     device: &UblkDev,
     shared: &Shared,
     handler: &mut impl Handler,
-    gate: &Gate,
     failed: impl Fn(&UblkError),
 ) {
     let ring = init_ring(device.tgt.sq_depth, device.tgt.cq_depth);
@@ -249,7 +247,6 @@ pub(super) fn serve(
         memory.iter_mut().for_each(IoBuf::zero_buf);
     }
     let intent = IntentRequests::new(usize::from(index), shared.desk.as_ref());
-    gate.pass();
     let (registered, mut intent) = match (registered, intent) {
         (Ok(registered), Ok(intent)) => (registered, intent),
         (Err(error), _) => return failed(&error),

@@ -17,6 +17,7 @@ mod checker;
 mod control;
 mod disk;
 mod disks;
+mod half_taken;
 mod history;
 mod increments;
 mod marked;
@@ -59,6 +60,8 @@ enum Command {
     Digest(tree::Digest),
     /// Serve files as disks that lose what was not flushed when the power is cut
     Disks(disks::Disks),
+    /// Take a device back by halves, and be killed
+    HalfTaken(half_taken::HalfTaken),
     /// Compare two devices or files, as far as the first one goes
     Compare(Compare),
 }
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
             Command::Churn(churn) => churn.run(),
             Command::Digest(digest) => digest.run(),
             Command::Disks(disks) => disks.run(),
+            Command::HalfTaken(half_taken) => half_taken.run(),
             Command::Compare(compare) => compare.run(),
         },
     };

@@ -107,6 +107,16 @@ in_sync vol0
 equal "$work/primary" "$work/secondary"
 figure longest_write_ms "$longest_ms"
 
+say "killed when some of the queues had been announced"
+for each in 0 1 2; do
+    number=${dev#/dev/ublkb}
+    kill_daemon
+    "$device" half-taken "$number" --announced "$each"
+    start_daemon
+    wait_for "the device to be taken back" in_state vol0 .state normal
+    "$device" compare "$work/primary" "$dev"
+done
+
 say "under a file system with a database"
 mkfs.ext4 -q "$dev"
 mount_at "$dev" "$work/mnt"
