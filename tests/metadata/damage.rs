@@ -16,11 +16,9 @@ fn every_changed_byte_leaves_a_superset_or_a_refusal() {
         let content = life.disk.content();
         let used = content.iter().rposition(|byte| *byte != 0).expect("something") + 1;
         for at in 0..used {
-            for flip in [0x01, 0xff] {
-                let mut changed = content.clone();
-                changed[at] ^= flip;
-                assert_safe(changed, &life.truth, &|| format!("{kind:?}, run {runs}, byte {at}"));
-            }
+            let mut changed = content.clone();
+            changed[at] ^= 1 << (at % 8);
+            assert_safe(changed, &life.truth, &|| format!("{kind:?}, run {runs}, byte {at}"));
         }
     }
 }
