@@ -85,8 +85,8 @@ impl Mapping {
         }
     }
 
-    /// Populates the first `bytes` now, so that no page fault waits for memory later. Failing only means later faults. A
-    /// little at a time: whoever in the process maps or unmaps memory has to wait meanwhile.
+    /// Populates the first `bytes` now, so that no page fault waits for memory later. Failing only means later faults.
+    /// A little at a time: whoever in the process maps or unmaps memory has to wait meanwhile.
     #[cfg_attr(feature = "loom", allow(dead_code, reason = "the words of loom are not mapped"))]
     #[expect(unsafe_code, reason = "madvise")]
     fn populate(&self, bytes: usize) {

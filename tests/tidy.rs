@@ -71,13 +71,8 @@ const PACKAGES: [&str; 19] = [
 ];
 
 /// Files that may hold `unsafe` code.
-const UNSAFE: [&str; 5] = [
-    "src/frontend/ublk_queue.rs",
-    "src/frontend/unserved.rs",
-    "src/memory.rs",
-    "src/storage/",
-    "src/uploader/ring.rs",
-];
+const UNSAFE: [&str; 5] =
+    ["src/frontend/ublk_queue.rs", "src/frontend/unserved.rs", "src/memory.rs", "src/storage/", "src/uploader/ring.rs"];
 
 fn sources(directory: &str) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();

@@ -2,9 +2,9 @@
 //! out; the thread of `volume`, or the simulation, carries them out.
 //!
 //! What it keeps true:
-//! * a region is hot in memory only if every page that media may show has its bit, or a record of the log names it that
-//!   counts until then: a bit is durable when a write that was submitted after it was set is done, and at most one write
-//!   of a page is under way (H1, H4);
+//! * a region is hot in memory only if every page that media may show has its bit, or a record of the log that counts
+//!   until then names it: a bit is durable when a write that was submitted after it was set is done, and at most one
+//!   write of a page is under way (H1, H4);
 //! * a bit is cleared only for a region without pins, without a mark in either structure, and with everything that was
 //!   on its way from it at the secondary and flushed there (H3, H7);
 //! * a failed write is final: nothing becomes hot and nothing is cleared any more (H9).
@@ -398,7 +398,8 @@ impl Keeper {
 
     /// A page to be written that is not being written (H4): one that somebody waits for before one that only clears,
     /// unless there is no room to name it because of those that are due; one that waits for the record under way goes
-    /// with the next. They take turns, or a page further up could wait for as long as there are cold writes further down.
+    /// with the next. They take turns, or a page further up could wait for as long as there are cold writes further
+    /// down.
     fn next_write(&self) -> Option<PageNo> {
         let page = |number: PageNo| &self.pages[place(number)];
         let next = |number: PageNo| self.log.writing().is_some() && page(number).is_only_waited_for();
@@ -445,7 +446,8 @@ impl Keeper {
         self.log.settle(|page| pages[place(page)].needed());
     }
 
-    /// The regions that writes wait for, as many as a record holds, and their pages, which need not be written for them.
+    /// The regions that writes wait for, as many as a record holds, and their pages, which need not be written for
+    /// them.
     fn take_waited(&mut self) -> (Vec<RegionNo>, Vec<PageNo>) {
         let (mut named, mut pages) = (Vec::new(), Vec::new());
         for number in &self.dirty {

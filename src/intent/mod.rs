@@ -2,8 +2,8 @@
 //! reaches the primary, so that after a crash only hot regions have to be copied again (P1, P7).
 //!
 //! [`Regions`] is what a write sees: a word per region, lock-free. [`Keeper`] decides which page of the intent is
-//! written, when, and with what, and what is named in the log before that; pure, as the drain's plan is. The thread that
-//! carries it out is `volume`'s.
+//! written, when, and with what, and what is named in the log before that; pure, as the drain's plan is. It is carried
+//! out by `volume`'s metadata thread, and by the queues for their own writes (`volume/desk.rs`).
 //!
 //! **Both ways of waking.** A write that finds a region cold tells the keeper by a letter ([`Message::Want`]), and
 //! parks. Letters lie in a queue and cannot be overlooked; every one of them is answered with a ring of the queue's

@@ -125,7 +125,7 @@ fn register(ring: &IoUring, slots: &mut [Slot]) -> bool {
     let memory =
         |slot: &mut Slot| libc::iovec { iov_base: slot.buffer.as_mut_ptr().cast(), iov_len: slot.buffer.len() };
     let all: Vec<_> = slots.iter_mut().map(memory).collect();
-    // SAFETY: the ring holds the pages by itself; the slots' memory lives as long as the ring, with which it is dropped.
+    // SAFETY: the ring holds the pages by itself; the slots' memory lives as long as the ring, and goes with it.
     let done = unsafe { ring.submitter().register_buffers(&all) };
     done.inspect_err(|error| tracing::debug!("the drain's memory cannot be registered: {error}")).is_ok()
 }

@@ -1,5 +1,5 @@
-//! The metadata thread of a volume: makes the writes of the intent that no host write waits for, and those that no queue
-//! has made itself. It decides nothing. It sleeps on its bell, and in the writes.
+//! The metadata thread of a volume: makes the writes of the intent that no host write waits for, and those that no
+//! queue has made itself. It decides nothing. It sleeps on its bell, and in the writes.
 //!
 //! Pages that are to be written at the same time are written together, with one flush; what is wanted meanwhile goes
 //! with the next write of its page, or with the next record of the log (group commit).

@@ -21,7 +21,7 @@ use crate::intent::{self, Regions};
 use crate::memory::{MemoryError, Words};
 use crate::metadata::Tracks;
 use crate::secondary::Secondary;
-use crate::storage::Device;
+use crate::storage::{Device, process};
 use crate::tracking::{Bitmap, Epoch, Tracking};
 use crate::uploader::{Drain, Figures, Images, Limits, Mailbox, Message, Parts, Policy, Report, Uploader};
 use keeper::{Kept, Mail};
@@ -124,7 +124,7 @@ pub struct Volume {
     figures: Arc<Mutex<Figures>>,
     counters: Vec<Arc<HostCounters>>,
     send_first: Arc<AtomicBool>,
-    drain: JoinHandle<io::Result<()>>,
+    drain: DrainThread,
     lock_warning: Option<String>,
     kept: Kept,
 }
@@ -145,47 +145,37 @@ impl Volume {
         report: impl Fn(Report) + Send + 'static,
     ) -> Result<Self, VolumeError> {
         let geometry = Geometry::new(primary.size(), spec.track_size)?;
-        let (structures, lock_warning) = structures(&geometry)?;
-        let tracking = Arc::new(Tracking::new(geometry, spec.queues.into(), epoch, structures));
-        match marks {
-            Marks::All => tracking.out_of_sync().set_all(),
-            Marks::These(tracks) => tracks.mark(tracking.out_of_sync()),
-        }
+        let (tracking, lock_warning) = tracking(spec, &geometry, epoch, marks)?;
         let mail = mail(spec, began)?;
         // The keeper first: from the moment there is a device its writes are looked after.
         let kept = Kept::start(&spec.name, intent, &tracking, mail.clone())?;
         let shared = shared(spec, &primary, mail, kept.desk())?;
-        let (images, mailbox) = (shared.images.clone(), shared.drain.clone());
+        let mailbox = shared.drain.clone();
         let counters: Vec<_> = (0..spec.queues).map(|_| Arc::new(HostCounters::default())).collect();
         let send_first = Arc::new(AtomicBool::new(spec.policy.send_first));
 
         let figures = Arc::new(Mutex::new(Figures::default()));
         let (to_wake, keeper) = (shared.clone(), shared.keeper.clone());
         let doubted = kept.regions.clone();
-        let parts = Parts {
-            tracking: tracking.clone(),
-            primary: primary.clone(),
-            secondary: Secondary::new(&secondary, geometry.size()),
-            secondary_device: secondary,
-            images,
-            mailbox: mailbox.clone(),
-            drain: Drain::new(limits(spec), spec.policy, seed(&spec.name)),
-            began,
-            wake: Box::new(move |waiters| to_wake.wake_queues(waiters)),
-            report: Box::new(report),
-            primary_failed: Box::new(move || doubted.doubt_primary()),
-            graced: Box::new(move |id, durable| keeper.tell(intent::Message::Graced { id, durable })),
-            figures: figures.clone(),
-            checksum_all: spec.checksum_all,
-        };
-        let uploader = Uploader::new(parts, spec.window, usize::try_from(run_bytes(spec)).unwrap_or(usize::MAX));
-        let uploader = uploader.map_err(VolumeError::Drain)?;
-
-        // It begins when the device is served: who waits for the device does not wait for the drain's requests.
-        let (serve, served) = mpsc::sync_channel(1);
-        let run = move || if served.recv().is_ok() { uploader.run() } else { Ok(()) };
-        let drain = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(run);
-        let drain = drain.map_err(VolumeError::Drain)?;
+        let (drain, serve) = start_drain(
+            spec,
+            Parts {
+                tracking: tracking.clone(),
+                primary: primary.clone(),
+                secondary: Secondary::new(&secondary, geometry.size()),
+                secondary_device: secondary,
+                images: shared.images.clone(),
+                mailbox: mailbox.clone(),
+                drain: Drain::new(limits(spec), spec.policy, seed(&spec.name)),
+                began,
+                wake: Box::new(move |waiters| to_wake.wake_queues(waiters)),
+                report: Box::new(report),
+                primary_failed: Box::new(move || doubted.doubt_primary()),
+                graced: Box::new(move |id, durable| keeper.tell(intent::Message::Graced { id, durable })),
+                figures: figures.clone(),
+                checksum_all: spec.checksum_all,
+            },
+        )?;
         match Self::device(spec, &tracking, &kept, primary.clone(), &shared, &counters, &send_first) {
             Ok(device) => {
                 let _ = serve.send(());
@@ -340,6 +330,19 @@ impl Volume {
     }
 }
 
+/// The drain's thread. It begins when it is told that the device is served: who waits for the device does not wait for
+/// the drain's requests. Without a word it ends.
+fn start_drain(spec: &Spec, parts: Parts) -> Result<(DrainThread, mpsc::SyncSender<()>), VolumeError> {
+    let uploader = Uploader::new(parts, spec.window, usize::try_from(run_bytes(spec)).unwrap_or(usize::MAX));
+    let uploader = uploader.map_err(VolumeError::Drain)?;
+    let (serve, served) = mpsc::sync_channel(1);
+    let run = move || if served.recv().is_ok() { uploader.run() } else { Ok(()) };
+    let thread = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(run);
+    Ok((thread.map_err(VolumeError::Drain)?, serve))
+}
+
+type DrainThread = JoinHandle<io::Result<()>>;
+
 /// Before-images that a volume has memory for.
 fn image_count(spec: &Spec) -> usize {
     usize::try_from(spec.image_bytes / spec.track_size).unwrap_or(0)
@@ -388,9 +391,26 @@ fn structures(geometry: &Geometry) -> Result<([Bitmap; 2], Option<String>), Memo
     Ok((two.map(|words| Bitmap::new(geometry.tracks(), words)), warning))
 }
 
+/// The structures with what is out of sync, and what is wrong with their memory.
+fn tracking(
+    spec: &Spec,
+    geometry: &Geometry,
+    epoch: Arc<Epoch>,
+    marks: &Marks,
+) -> Result<(Arc<Tracking>, Option<String>), MemoryError> {
+    let (structures, lock_warning) = structures(geometry)?;
+    let tracking = Tracking::new(*geometry, spec.queues.into(), epoch, structures);
+    match marks {
+        Marks::All => tracking.out_of_sync().set_all(),
+        Marks::These(tracks) => tracks.mark(tracking.out_of_sync()),
+    }
+    Ok((Arc::new(tracking), lock_warning))
+}
+
 /// Takes the memory of the marks while the volume is served already: of a large volume that takes a while.
 fn populate(name: &str, tracking: Arc<Tracking>, regions: Arc<Regions>) {
     let work = move || {
+        let _ = process::become_io_flusher();
         tracking.out_of_sync().populate();
         tracking.change_recording().populate();
         regions.populate();
