@@ -62,6 +62,7 @@ bandwidth        short 120
 clean-stop       short 150
 kill-idle        smoke 150
 take-back        smoke 400
+waiting          short 200
 kill-writing     short 240
 kill-recovering  short 400
 dependent-writes smoke 900
