@@ -80,14 +80,16 @@ impl fmt::Debug for Page {
     }
 }
 
-/// Four pages of memory, aligned: the unit of long reads and writes.
+/// Many pages of memory, aligned: the unit of long reads and writes. The pages of a large volume are read one after the
+/// other before it can be served, and each read has to wait for the disk.
 #[derive(Debug)]
 #[repr(C, align(4096))]
 pub struct Chunk(pub [u8; CHUNK_BYTES]);
 
-pub const CHUNK_BYTES: usize = 4 * PAGE_BYTES;
+pub const CHUNK_BYTES: usize = 64 * PAGE_BYTES;
 
 impl Chunk {
+    #[expect(clippy::large_stack_arrays, reason = "small beside a stack, if it is ever made there")]
     pub fn new() -> Box<Self> {
         Box::new(Self([0; CHUNK_BYTES]))
     }
