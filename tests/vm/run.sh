@@ -104,10 +104,11 @@ wanted() {
     fi
 }
 
-# selection: the tests to run, as "NAME SECONDS WHERE".
+# selection: the tests to run, as "NAME SECONDS WHERE". The long forms have eight times as long.
 selection() {
     local name level seconds where
     while read -r name level seconds where; do
+        [[ $form != long ]] || seconds=$((seconds * 8))
         [[ -n $name ]] && wanted "$name" "$level" && echo "$name $seconds ${where:-common}"
     done <<<"$tests"
     true
@@ -211,7 +212,6 @@ run_outside() {
     export FARPOINT_LONG='' FARPOINT_KERNEL=$kernel FARPOINT_WORK
     [[ $form != long ]] || FARPOINT_LONG=yes
     while read -r name seconds; do
-        [[ $form != long ]] || seconds=$((seconds * 8))
         status=0 began=$SECONDS
         FARPOINT_WORK=$(mktemp --directory /tmp/farpoint-outside.XXXXXX)
         timeout --signal=TERM --kill-after=60 "$seconds" "$here/$name.sh" >"$keep/$name.log" 2>&1 </dev/null || status=$?
