@@ -240,16 +240,15 @@ impl Keeper {
         if regions.is_hot(region) || self.figures.failed {
             return;
         }
-        if let Some(at) = self.cooled.iter().position(|cooled| *cooled == region) {
-            self.cooled.swap_remove(at);
-            regions.heat(region);
-            return;
-        }
         let number = self.page_of(region);
-        let page = self.page_mut(region);
-        if page.is_set(region) {
+        if self.page_mut(region).is_set(region) {
+            if let Some(at) = self.cooled.iter().position(|cooled| *cooled == region) {
+                self.cooled.swap_remove(at);
+                regions.heat(region);
+            }
             return;
         }
+        let page = self.page_mut(region);
         page.set(region, true);
         if let Some(at) = page.clearing.iter().position(|clearing| *clearing == region) {
             page.clearing.swap_remove(at);
@@ -331,7 +330,7 @@ impl Keeper {
         if let Some(page) = self.next_write() {
             return Some(Op::Write(self.begin_write(page)));
         }
-        if self.cleared && self.log.is_stale() && self.log.has_room() {
+        if self.is_stale() {
             return Some(Op::Write(self.begin_record(Vec::new(), Vec::new())));
         }
         self.doubt = regions.is_in_doubt();
@@ -373,7 +372,13 @@ impl Keeper {
 
     /// Whether there is something for [`Self::poll`] now, besides what will be once a record is durable.
     pub fn has_work(&self, now_ms: u64) -> bool {
-        !self.figures.failed && (self.next_write().is_some() || self.due_ms().is_some_and(|due_ms| due_ms <= now_ms))
+        let due = || self.due_ms().is_some_and(|due_ms| due_ms <= now_ms);
+        !self.figures.failed && (self.next_write().is_some() || self.is_stale() || due())
+    }
+
+    /// Whether media counts records of regions that were cleared, and can be told that it need not.
+    fn is_stale(&self) -> bool {
+        self.cleared && self.log.is_stale() && self.log.has_room()
     }
 
     /// When to ask again although nothing came.
@@ -428,7 +433,9 @@ impl Keeper {
     /// What was submitted is durable, or could not be written.
     pub fn written(&mut self, write: Write, ok: bool, regions: &Regions) {
         match write {
-            _ if !ok => return self.fail(regions),
+            // After a failure also what is said to be durable: of two that flush one device, one may have taken the
+            // error that was the other's.
+            _ if !ok || self.figures.failed => return self.fail(regions),
             Write::Record => self.log.end().into_iter().for_each(|region| regions.heat(region)),
             Write::Page(number) => {
                 let page = &mut self.pages[place(number)];

@@ -452,6 +452,15 @@ fn a_failed_record_is_final() {
 }
 
 #[test]
+fn what_is_said_to_be_durable_after_a_failure_is_not_believed() {
+    let mut bench = bench(12, LIMITS, &[]);
+    bench.want_all(&[range(1, 1), range(6, 1)]);
+    bench.finish(PageNo(1), false);
+    bench.finish(PageNo(0), true);
+    assert!(bench.hear() && !bench.regions.is_hot(RegionNo(1)) && bench.keeper.figures().failed);
+}
+
+#[test]
 fn a_failed_write_is_final() {
     for suspend in [false, true] {
         let mut bench = bench(12, Limits { suspend, ..LIMITS }, &[1]);

@@ -72,7 +72,12 @@ impl IntentArea {
 
     fn unless_failed(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         self.check()?;
-        work().inspect_err(|_| self.failed.store(true, Ordering::SeqCst))
+        self.judge(work())
+    }
+
+    /// An error is final. And where another write has failed meanwhile nobody knows whose error the device told.
+    fn judge(&self, result: io::Result<()>) -> io::Result<()> {
+        result.inspect_err(|_| self.failed.store(true, Ordering::SeqCst)).and_then(|()| self.check())
     }
 
     fn check(&self) -> io::Result<()> {
@@ -100,11 +105,9 @@ impl IntentArea {
         Ok(self.medium.begin())
     }
 
-    /// It was answered.
-    pub fn answered(&self, asked: Instant, result: &io::Result<()>) {
+    /// It was answered, or nobody will ever know. Says whether it is durable.
+    pub fn answered(&self, asked: Instant, result: io::Result<()>) -> io::Result<()> {
         self.medium.end(asked);
-        if result.is_err() {
-            self.failed.store(true, Ordering::SeqCst);
-        }
+        self.judge(result)
     }
 }
