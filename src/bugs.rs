@@ -58,6 +58,8 @@ pub enum Bug {
     LogForgotten,
     /// A start lets the log begin anew before the pages show what it named.
     LogResetFirst,
+    /// A start takes pages that it has read for durable, though a killed daemon may have left them in a cache.
+    CacheTakenForMedia,
     /// After an unclean start hot regions are not taken for out of sync.
     HotForgotten,
     /// A page of the intent that fails its check is taken for one without hot regions.

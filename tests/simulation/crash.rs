@@ -13,7 +13,7 @@ use crate::rng::Rng;
 use crate::trace::Note;
 use crate::world::{Event, World};
 use farpoint::geometry::TrackNo;
-use farpoint::intent::PageNo;
+use farpoint::intent::{Message, PageNo};
 use farpoint::metadata::layout::PAGE_BYTES;
 use farpoint::metadata::media::{Media, Recovery, Way};
 use farpoint::metadata::medium::Page;
@@ -107,7 +107,13 @@ impl World {
             devices.cache.end_flush(None, true);
             let failed = volume.regions.has_failed()
                 || volume.regions.is_in_doubt()
-                || volume.kept.answers.iter().any(|(_, ok)| !ok);
+                || volume.kept.answers.iter().any(|(_, ok)| !ok)
+                || volume
+                    .side
+                    .letters
+                    .iter()
+                    .chain(&volume.kept.letters)
+                    .any(|letter| matches!(letter, Message::Written { ok: false, .. }));
             let (Some(media), false) = (&devices.media, failed) else {
                 saved.push(None);
                 continue;
@@ -164,29 +170,29 @@ impl World {
         let (live, durable) = (&devices.secondary.live, &devices.secondary.durable);
         let either = |(new, old): (&Stamp, &Stamp)| if power_cut && rng.chance(1, 2) { *old } else { *new };
         let secondary: Vec<Stamp> = live.iter().zip(durable).map(either).collect();
-        let mut content = devices.disk.as_ref().expect("a disk").remains(power_cut);
+        let mut disk = devices.disk.as_ref().expect("a disk").remains(power_cut, Rng::new(rng.next()));
         if rng.chance(1, 16) {
             // A page that rots is as good as one that was torn, and of a record there are two.
             let layout = devices.layout.expect("metadata");
             let page = rng.next() % (layout.intent_pages + 2 * u64::from(layout.log_slots));
             let at = layout.intent_offset + page * PAGE_BYTES as u64 + rng.next() % 64;
-            content[crate::devices::index(at)] ^= 1 << rng.below(8);
+            disk.rot(at, rng.below(8));
         }
         loop {
-            let disk = Arc::new(Disk::new(content, Rng::new(self.rng.next())));
+            let beneath = Arc::new(disk);
             let failed = |error| Violation::new("P1", format!("volume {index} cannot start: {error}"));
-            let media = Media::open(path(), disk.clone()).map_err(failed)?;
+            let media = Media::open(path(), beneath.clone()).map_err(failed)?;
             let recovery = media.recovery().map_err(failed)?;
             check(index, &primary, &secondary, &recovery, saved.take().as_ref())?;
             // The power may go again before anyone has written.
             if self.rng.chance(1, 4) {
-                disk.cut_after(self.rng.next() % 4);
+                beneath.cut_after(self.rng.next() % 6);
             }
             if media.begin(&recovery, true).is_ok() {
-                disk.cut_after(u64::MAX);
-                return Ok(Start { primary, secondary, media, disk, recovery });
+                beneath.cut_after(u64::MAX);
+                return Ok(Start { primary, secondary, media, disk: beneath, recovery });
             }
-            content = disk.remains(true);
+            disk = beneath.remains(true, Rng::new(self.rng.next()));
         }
     }
 

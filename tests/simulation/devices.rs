@@ -15,7 +15,7 @@ use farpoint::geometry::{Geometry, TrackNo, TrackRange};
 use farpoint::intent::PageNo;
 use farpoint::metadata::layout::{Layout, PAGE_BYTES, RECORD_BYTES};
 use farpoint::metadata::media::Media;
-use farpoint::metadata::medium::{Chunk, Page};
+use farpoint::metadata::medium::Page;
 use farpoint::uploader::{ImageNo, ImageRead, Segment, SlotNo};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -149,7 +149,7 @@ pub struct Devices {
     pub layout: Option<Layout>,
     /// Pages being written, and the record with its slot.
     pub pages: BTreeMap<usize, (PageNo, Page)>,
-    pub record: Option<(u64, Box<Chunk>)>,
+    pub record: Option<(u64, Box<[u8; RECORD_BYTES]>)>,
     /// Tracks that cannot be read.
     pub unreadable: Vec<bool>,
     pub secondary: Secondary,
@@ -235,20 +235,35 @@ impl Devices {
                     self.secondary.put(sector, stamp);
                 }
                 IoKind::SendImage(image, _) => self.secondary.put(sector, self.images[image.0][done]),
-                IoKind::WritePage(number) => {
-                    let (page, content) = &self.pages[&number];
-                    if let (Some(disk), Some(layout)) = (&self.disk, &self.layout) {
-                        disk.land(layout.intent_offset + page.0 * PAGE_BYTES as u64, sector, &content.0);
-                    }
-                }
-                IoKind::WriteRecord => {
-                    if let (Some(disk), Some(layout), Some((slot, content))) = (&self.disk, &self.layout, &self.record)
-                    {
-                        disk.land(layout.log_offset() + slot * RECORD_BYTES as u64, sector, &content.0);
+                IoKind::WritePage(_) | IoKind::WriteRecord => {
+                    if let Some((disk, offset, content)) = self.intent(io) {
+                        disk.land(offset, sector, content);
                     }
                 }
                 IoKind::HostFlush { .. } | IoKind::FlushSecondary | IoKind::FlushPrimary => {}
             }
+        }
+    }
+
+    /// Where a write of the intent goes, and what it writes.
+    fn intent(&self, io: &Io) -> Option<(&Disk, u64, &[u8])> {
+        let (disk, layout) = (self.disk.as_deref()?, self.layout.as_ref()?);
+        match io.kind {
+            IoKind::WritePage(number) => {
+                let (page, content) = &self.pages[&number];
+                Some((disk, layout.intent_offset + page.0 * PAGE_BYTES as u64, &content.0))
+            }
+            _ => {
+                let (slot, content) = self.record.as_ref()?;
+                Some((disk, layout.log_offset() + slot * RECORD_BYTES as u64, &content[..]))
+            }
+        }
+    }
+
+    /// A write of the intent is done: it is durable.
+    pub fn persist_intent(&self, io: &Io) {
+        if let Some((disk, offset, _)) = self.intent(io) {
+            disk.persist(offset, io.count);
         }
     }
 

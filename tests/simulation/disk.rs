@@ -28,7 +28,11 @@ pub struct Disk(Mutex<Inner>);
 
 impl Disk {
     pub fn new(content: Vec<u8>, rng: Rng) -> Self {
-        Self(Mutex::new(Inner { durable: content.clone(), live: content, rng, left: None, off: false }))
+        Self::with(content.clone(), content, rng)
+    }
+
+    fn with(live: Vec<u8>, durable: Vec<u8>, rng: Rng) -> Self {
+        Self(Mutex::new(Inner { live, durable, rng, left: None, off: false }))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -40,26 +44,44 @@ impl Disk {
         self.inner().left = Some(calls);
     }
 
-    /// One sector of a write that takes its time lands.
+    /// One sector of a write that takes its time lands in the cache.
     pub fn land(&self, offset: u64, sector: usize, content: &[u8]) {
         let inner = &mut *self.inner();
         let bytes = &content[sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES];
         let at = place(offset) + sector * SECTOR_BYTES;
         inner.live[at..at + SECTOR_BYTES].copy_from_slice(bytes);
-        inner.durable[at..at + SECTOR_BYTES].copy_from_slice(bytes);
     }
 
-    /// What is found at the next start. Without power each sector of the cache is there or not.
-    pub fn remains(&self, power_cut: bool) -> Vec<u8> {
+    /// The write is done: what landed there is durable.
+    pub fn persist(&self, offset: u64, sectors: usize) {
         let inner = &mut *self.inner();
+        let extent = place(offset)..place(offset) + sectors * SECTOR_BYTES;
+        inner.durable[extent.clone()].copy_from_slice(&inner.live[extent]);
+    }
+
+    /// The disk as the next start finds it. A killed daemon leaves the cache as it is, which is not durable by that.
+    /// Without power each sector of the cache is there or not.
+    pub fn remains(&self, power_cut: bool, rng: Rng) -> Self {
+        let inner = &mut *self.inner();
+        if !power_cut {
+            return Self::with(inner.live.clone(), inner.durable.clone(), rng);
+        }
         for at in (0..inner.live.len()).step_by(SECTOR_BYTES) {
             let sector = at..at + SECTOR_BYTES;
-            if power_cut && inner.live[sector.clone()] != inner.durable[sector.clone()] && inner.rng.chance(1, 2) {
+            if inner.live[sector.clone()] != inner.durable[sector.clone()] && inner.rng.chance(1, 2) {
                 let old = inner.durable[sector.clone()].to_vec();
                 inner.live[sector].copy_from_slice(&old);
             }
         }
-        inner.live.clone()
+        Self::new(inner.live.clone(), rng)
+    }
+
+    /// One bit changes.
+    pub fn rot(&self, offset: u64, bit: usize) {
+        let inner = &mut *self.inner();
+        for content in [&mut inner.live, &mut inner.durable] {
+            content[place(offset)] ^= 1 << bit;
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Drives a [`Keeper`](farpoint::intent::Keeper) as its thread does, one small step at a time: answers, letters, then
-//! what it wants to do. It wakes for its bell, a page that was written and the time it named, and for nothing else.
+//! what it wants to do. It wakes for its bell, a page that was written and the time it named, and for nothing else. And
+//! as queues do: the letters, a write that is waited for, and the bell if there is more.
 
 use crate::devices::IoKind;
 use crate::disk::PAGE_SECTORS;
@@ -7,11 +8,13 @@ use crate::options::Deaf;
 use crate::trace::Note;
 use crate::world::World;
 use farpoint::intent::{Keeper, Message, Op, Regions, Write};
-use farpoint::metadata::medium::Chunk;
 use farpoint::metadata::{log, pages};
 use farpoint::uploader;
 use std::collections::VecDeque;
 use std::sync::Arc;
+
+/// Longest sleep of the thread, in microseconds.
+const SLEEP_US_MAX: u64 = 10_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -27,10 +30,14 @@ pub struct KeeperDriver {
     phase: Phase,
     /// Pages that were written, or a record, and whether well.
     pub answers: VecDeque<(Write, bool)>,
-    letters: VecDeque<Message>,
+    pub letters: VecDeque<Message>,
     scheduled: bool,
     ringing: bool,
     pub wake_us: Option<u64>,
+    /// A queue is about to look after it.
+    pub attended: bool,
+    /// Writes under way that a queue has made.
+    by_queue: Vec<Write>,
     /// Page writes so far: each has a number.
     writes: usize,
 }
@@ -45,6 +52,8 @@ impl KeeperDriver {
             scheduled: false,
             ringing: false,
             wake_us: None,
+            attended: false,
+            by_queue: Vec::new(),
             writes: 0,
         }
     }
@@ -82,20 +91,14 @@ impl World {
                     driver.phase = Phase::Poll;
                 }
             }
-            // What is waited for may be asked for by a queue as well, at any time.
-            Phase::Poll if self.rng.chance(1, 3) => {
-                if let Some(write) = driver.keeper.poll_waited() {
-                    self.keeper_op(index, Op::Write(write));
-                }
-            }
             Phase::Poll => match driver.keeper.poll(now_us / 1000, &regions, &volume.tracking) {
                 Some(op) => self.keeper_op(index, op),
                 None => {
                     driver.phase = Phase::Bell;
                     if !driver.ringing && driver.answers.is_empty() {
                         driver.scheduled = false;
-                        let wake_ms = driver.keeper.wake_at(now_us / 1000);
-                        driver.wake_us = wake_ms.map(|wake| (wake * 1000).max(now_us + 100));
+                        let wake_ms = driver.keeper.wake_at(now_us / 1000).unwrap_or(u64::MAX / 1000);
+                        driver.wake_us = Some((wake_ms * 1000).clamp(now_us + 100, now_us + SLEEP_US_MAX));
                         self.ring_for_keeper(index);
                         return false;
                     }
@@ -104,6 +107,24 @@ impl World {
         }
         self.ring_for_keeper(index);
         true
+    }
+
+    /// A queue does at once what the thread does step by step, but for writes that nobody waits for.
+    pub fn attend(&mut self, index: usize) {
+        let (regions, now_ms) = (self.regions(index), self.now_us / 1000);
+        let volume = &mut self.volumes[index];
+        let driver = &mut volume.kept;
+        driver.attended = false;
+        for letter in driver.letters.drain(..).chain(volume.side.letters.drain(..)) {
+            driver.keeper.tell(letter, &regions, &volume.tracking);
+        }
+        if let Some(write) = driver.keeper.poll_waited() {
+            driver.by_queue.push(write);
+            self.keeper_op(index, Op::Write(write));
+        }
+        let volume = &mut self.volumes[index];
+        volume.side.ring_keeper |= volume.kept.keeper.has_work(now_ms) && volume.side.deaf != Some(Deaf::Work);
+        self.ring_for_keeper(index);
     }
 
     fn keeper_op(&mut self, index: usize, op: Op) {
@@ -124,8 +145,8 @@ impl World {
                 let record = volume.kept.keeper.record().expect("begun");
                 let devices = &mut volume.side.devices;
                 let slots = devices.layout.map_or(1, |layout| u64::from(layout.log_slots));
-                let mut content = Chunk::new();
-                log::put(devices.volume_id, record, &mut content.0);
+                let mut content = Box::new([0; log::RECORD_BYTES]);
+                log::put(devices.volume_id, record, &mut content[..]);
                 devices.record = Some((record.number % slots, content));
                 volume.side.submit(IoKind::WriteRecord, 0, 2 * PAGE_SECTORS);
                 self.coverage.records += 1;
@@ -148,8 +169,15 @@ impl World {
     pub fn answer_keeper(&mut self, index: usize, number: Option<usize>, ok: bool) {
         let volume = &mut self.volumes[index];
         let page = number.map(|number| volume.side.devices.pages.remove(&number).expect("a write under way").0);
-        volume.kept.answers.push_back((page.map_or(Write::Record, Write::Page), ok));
-        volume.side.ring_keeper = true;
+        let write = page.map_or(Write::Record, Write::Page);
+        if let Some(at) = volume.kept.by_queue.iter().position(|other| *other == write) {
+            volume.kept.by_queue.swap_remove(at);
+            volume.side.letters.push_back(Message::Written { write, ok });
+            volume.side.left_letter = true;
+        } else {
+            volume.kept.answers.push_back((write, ok));
+            volume.side.ring_keeper = true;
+        }
         self.collect(index);
     }
 

@@ -195,6 +195,11 @@ fn a_keeper_that_tells_nobody_is_found() {
 }
 
 #[test]
+fn work_that_a_queue_leaves_to_a_thread_asleep_is_found() {
+    loss_must_be_found(Deaf::Work);
+}
+
+#[test]
 fn a_number_used_twice_is_found() {
     let found = (0..BUG_SEEDS).find_map(|seed| {
         let outcome = run(seed, Options { forgetful: true, ..options(seed) }, false);
@@ -264,6 +269,7 @@ bugs_are_found! {
     a_record_let_go_early_is_found: RecordLetGoEarly breaks ["P1"],
     a_forgotten_log_is_found: LogForgotten breaks ["P1"],
     a_log_that_begins_anew_too_soon_is_found: LogResetFirst breaks ["P1"],
+    pages_of_a_killed_daemon_that_nobody_flushed_are_found: CacheTakenForMedia breaks ["P1"],
     hot_regions_forgotten_are_found: HotForgotten breaks ["P1"],
     a_damaged_page_read_as_cold_is_found: DamagedPageIsCold breaks ["P1"],
     clean_before_the_tracks_is_found: CleanBeforeTracks breaks ["P1", "P7"],

@@ -47,6 +47,8 @@ pub enum Deaf {
     Letter,
     /// The keeper's to the writes that waited.
     Intent,
+    /// A queue's to the keeper's thread, when it has left work for it.
+    Work,
 }
 
 /// The make-up of one run.

@@ -49,6 +49,8 @@ pub struct Side {
     pub answers: Vec<(usize, Tag, i32)>,
     pub ring_drain: bool,
     pub ring_keeper: bool,
+    /// A queue has left a letter for the keeper: somebody has to look after it.
+    pub left_letter: bool,
     pub ring_queues: Vec<bool>,
     pub violation: Option<Violation>,
     pub deaf: Option<Deaf>,
@@ -175,7 +177,7 @@ impl QueueIo for Gate<'_> {
         if message != intent::Message::Look {
             self.side.letters.push_back(message);
         }
-        self.side.ring_keeper |= self.side.deaf != Some(Deaf::Letter);
+        self.side.left_letter |= self.side.deaf != Some(Deaf::Letter);
     }
 
     fn wake(&mut self, waiters: Waiters) {

@@ -77,6 +77,7 @@ impl Volume {
                 answers: Vec::new(),
                 ring_drain: true,
                 ring_keeper: options.intent.is_some(),
+                left_letter: false,
                 ring_queues: vec![false; options.queues],
                 violation: None,
                 deaf: options.deaf,

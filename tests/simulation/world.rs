@@ -32,6 +32,8 @@ pub enum Event {
     Drain(usize),
     /// The thread of an intent's keeper runs.
     Keeper(usize),
+    /// A queue looks after the keeper itself.
+    Attend(usize),
     /// The controller's thread runs.
     Controller,
     /// A writer issues its next request.
@@ -251,7 +253,7 @@ impl World {
             let class = match self.ready[chosen] {
                 Event::Io(io) => io.kind.class(),
                 Event::Drain(_) | Event::Controller | Event::Keeper(_) => 6,
-                Event::Ring { .. } | Event::Writer(_) => 7,
+                Event::Ring { .. } | Event::Writer(_) | Event::Attend(_) => 7,
             };
             if self.rng.next() % 8 < self.options.speeds[class] {
                 break;
@@ -280,6 +282,10 @@ impl World {
                     let at = self.ready.iter().position(|event| *event == Event::Keeper(volume));
                     self.ready.swap_remove(at.expect("it ran"));
                 }
+            }
+            Event::Attend(volume) => {
+                self.ready.swap_remove(chosen);
+                self.attend(volume);
             }
             Event::Controller => {
                 if !self.run_controller() {
@@ -327,8 +333,7 @@ impl World {
                     && self.volumes[io.volume].side.devices.cannot_read(&io);
                 self.answer_host(&io, queue, tag, fails);
             }
-            IoKind::WritePage(number) => self.answer_keeper(io.volume, Some(number), io.fate == Fate::Good),
-            IoKind::WriteRecord => self.answer_keeper(io.volume, None, io.fate == Fate::Good),
+            IoKind::WritePage(_) | IoKind::WriteRecord => self.finish_intent(&io),
             IoKind::HostWrite { queue, tag, .. } | IoKind::HostFlush { queue, tag } => {
                 self.settle_cache(&io);
                 self.answer_host(&io, queue, tag, false);
@@ -341,6 +346,15 @@ impl World {
             }
             _ => self.answer_drain(&io),
         }
+    }
+
+    /// A page of the intent, or a record of its log, is on media, or could not be written.
+    fn finish_intent(&mut self, io: &Io) {
+        let good = io.fate == Fate::Good;
+        if good {
+            self.volumes[io.volume].side.devices.persist_intent(io);
+        }
+        self.answer_keeper(io.volume, if let IoKind::WritePage(number) = io.kind { Some(number) } else { None }, good);
     }
 
     /// What a flush or a durable write has made durable.
@@ -385,6 +399,14 @@ impl World {
             volume.side.ring_drain = false;
             if volume.driver.rung() {
                 self.ready.push(Event::Drain(index));
+            }
+        }
+        if std::mem::take(&mut volume.side.left_letter) {
+            // Who finds somebody else at it rings the thread.
+            if self.rng.chance(1, 4) {
+                volume.side.ring_keeper = true;
+            } else if !std::mem::replace(&mut volume.kept.attended, true) {
+                self.ready.push(Event::Attend(index));
             }
         }
         if std::mem::take(&mut volume.side.ring_keeper) && volume.kept.rung() {
