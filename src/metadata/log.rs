@@ -21,7 +21,7 @@
 
 pub use super::layout::RECORD_BYTES;
 use super::layout::{Layout, PAGE_BYTES};
-use super::medium::{Chunk, Medium, Page};
+use super::medium::{CHUNK_BYTES, Chunk, Medium, Page};
 use crate::intent::{LogStart, RECORD_REGIONS_MAX, Record, RegionNo};
 use std::collections::BTreeMap;
 use std::io;
@@ -33,6 +33,9 @@ const VOLUME: usize = 16;
 const TAIL: usize = 32;
 const COUNT: usize = 40;
 const REGIONS: usize = 48;
+/// No volume lives to see it; a record with a higher number is none.
+const NUMBER_MAX: u64 = 1 << 62;
+const TOGETHER: usize = CHUNK_BYTES / RECORD_BYTES;
 
 const _: () = assert!(REGIONS + RECORD_REGIONS_MAX * 8 <= PAGE_BYTES, "a record is a page");
 
@@ -68,6 +71,7 @@ fn decode(page: &Page, volume: [u8; 16]) -> Option<Record> {
     let ours = page.get::<4>(0) == *MAGIC
         && page.get::<16>(VOLUME) == volume
         && count <= RECORD_REGIONS_MAX
+        && number(NUMBER) <= NUMBER_MAX
         && u32::from_le_bytes(page.get(CRC)) == checksum(&page.0, count);
     if !ours {
         return None;
@@ -95,10 +99,12 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Resul
     let slots = u64::from(layout.log_slots);
     let mut found = BTreeMap::new();
     let (mut page, mut chunk) = (Page::ZERO, Chunk::new());
-    for slot in 0..slots {
-        let copies = &mut chunk.0[..RECORD_BYTES];
-        medium.read(offset(layout, slot), copies)?;
-        for copy in copies.chunks_exact(PAGE_BYTES) {
+    for first in (0..slots).step_by(TOGETHER) {
+        let count = usize::try_from(slots - first).unwrap_or(TOGETHER).min(TOGETHER);
+        let copies = &mut chunk.0[..count * RECORD_BYTES];
+        medium.read(offset(layout, first), copies)?;
+        for (place, copy) in copies.chunks_exact(PAGE_BYTES).enumerate() {
+            let slot = first + (place * PAGE_BYTES / RECORD_BYTES) as u64;
             page.0.copy_from_slice(copy);
             if let Some(record) = decode(&page, volume).filter(|record| record.number % slots == slot) {
                 // Where a write was torn the other copy may be an older record: the newer one counts.
@@ -110,9 +116,9 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Resul
     let Some((&newest, last)) = found.last_key_value() else {
         return Ok(Logged { regions: Vec::new(), records: 0, start, damaged: false });
     };
-    start.next = newest.saturating_add(1);
+    start.next = newest + 1;
     let counting = last.tail..=newest;
-    let records = newest.saturating_sub(last.tail).saturating_add(1);
+    let records = newest.saturating_sub(last.tail) + 1;
     // No writer lets so many count: a bug, and not to be gone by.
     let mut damaged = last.tail > newest || last.tail == 0 || records >= slots.max(2);
     let mut regions = Vec::new();
@@ -130,4 +136,20 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Resul
 /// Where a record lies. The volume has a log.
 pub(super) fn offset(layout: &Layout, number: u64) -> u64 {
     layout.log_offset() + number % u64::from(layout.log_slots).max(1) * RECORD_BYTES as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_well_checked_record_whose_number_cannot_be_is_none() {
+        let mut bytes = vec![0; RECORD_BYTES];
+        let decoded = |bytes: &[u8]| decode(&Page(bytes[..PAGE_BYTES].try_into().expect("a page")), [7; 16]);
+        for (number, is_one) in [(1, true), (NUMBER_MAX, true), (NUMBER_MAX + 1, false), (u64::MAX, false)] {
+            let record = Record { number, tail: 1, regions: vec![RegionNo(u64::MAX)] };
+            put([7; 16], &record, &mut bytes);
+            assert_eq!(decoded(&bytes), is_one.then_some(record));
+        }
+    }
 }
