@@ -66,13 +66,19 @@ impl IntentRequests {
         None
     }
 
-    pub fn is_under_way(&self) -> bool {
-        self.under_way.is_some()
-    }
-
     /// Whether nobody should wait for the write under way: its metadata has failed or hangs.
     pub fn is_hopeless(&self) -> bool {
-        self.under_way.is_some() && self.desk.as_ref().is_some_and(|(desk, _)| desk.has_failed())
+        self.under_way.is_some() && self.desk.as_ref().is_some_and(|(desk, _)| desk.is_hopeless())
+    }
+
+    /// The queue ends. A write under way is given up, and its memory with it. That it may still land is harmless: a
+    /// record only adds regions, a page shows what was true when it was submitted and nothing is written that it lacks,
+    /// and the file stays locked until it is answered (H23).
+    pub fn leave(mut self) {
+        if let Some(((write, _), (desk, memory))) = self.under_way.take().zip(self.desk.take()) {
+            std::mem::forget(memory);
+            desk.answer(write, Err(io::Error::other("the queue that wrote it has ended")));
+        }
     }
 }
 

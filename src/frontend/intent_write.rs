@@ -36,8 +36,9 @@ pub trait IntentDesk: fmt::Debug + Send + Sync {
     /// Reads the letters that were left for the keeper and says what is to be written now, in `memory`; without memory,
     /// because a write of this queue is under way, only the former. Never waits: if somebody else is at it, he is rung.
     fn attend(&self, queue: usize, memory: Option<&mut [u8]>) -> Attended;
-    /// The write was answered. To be followed by [`Self::attend`].
+    /// The write was answered, or is given up, which is an error. To be followed by [`Self::attend`], if there is still
+    /// a queue to do so: the error rings.
     fn answer(&self, write: IntentWrite, result: io::Result<()>);
     /// Whether the metadata has failed or hangs, so that nobody should wait for a write there.
-    fn has_failed(&self) -> bool;
+    fn is_hopeless(&self) -> bool;
 }

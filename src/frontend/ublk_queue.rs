@@ -80,6 +80,8 @@ impl Shared {
         self.ring_all();
         while self.handed_over.load(Acquire) < queues && !has_ended() {
             thread::sleep(HAND_OVER_LOOK);
+            // One may wait for metadata that begins to hang.
+            self.ring_all();
         }
     }
 
@@ -256,9 +258,7 @@ pub(super) fn serve(
         // Requests may be under way that still refer to it.
         std::mem::forget(memory);
     }
-    if intent.is_under_way() {
-        std::mem::forget(intent);
-    }
+    intent.leave();
 }
 
 fn serve_with(
@@ -300,9 +300,9 @@ fn turn(bell: &Doorbell, handler: &mut impl Handler, io: &mut UblkIo) -> Result<
     let mut stopping = false;
     loop {
         // The bell's poll is always under way and refers to no memory. An intent write that may never be answered is
-        // left: what waited for it was given up, and whatever it still does on media is harmless.
+        // left: what waited for it is given up.
         let handing_over = shared.handing_over.load(Relaxed);
-        let left = io.intent.is_hopeless() || handing_over && io.intent.is_under_way();
+        let left = io.intent.is_hopeless();
         let idle = io.own <= 1 + usize::from(left);
         if idle && stopping && io.at_kernel == 0 {
             if left {
@@ -333,14 +333,14 @@ fn turn(bell: &Doorbell, handler: &mut impl Handler, io: &mut UblkIo) -> Result<
             for completion in batch[..count].iter_mut().filter_map(Option::take) {
                 stopping |= dispatch(&completion, bell, handler, io);
             }
-            if let Some(error) = io.failed.take() {
-                return Err(error);
-            }
             if count < BATCH {
                 break;
             }
         }
         io.attend_to_intent(handler);
+        if let Some(error) = io.failed.take() {
+            return Err(error);
+        }
     }
 }
 
@@ -373,8 +373,8 @@ fn init_ring(sq_depth: u16, cq_depth: u16) -> Result<(), UblkError> {
 }
 
 /// Has the ring hold the tags' memory, so that the kernel need not look up and hold its pages for every request anew,
-/// and so that all of them are there from now on.
-/// Says whether it does; where it cannot, requests take a little longer and that is all.
+/// and so that all of them are there from now on. Says whether it does; where it cannot, requests take a little longer
+/// and that is all.
 #[expect(unsafe_code, reason = "registering memory with a ring")]
 fn register(memory: &[IoBuf<u8>]) -> bool {
     let all: Vec<_> = memory

@@ -48,7 +48,7 @@ const BATCH: usize = 4096;
 
 /// What is behind the lock.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct OnDesk {
     pub keeper: Keeper,
     /// Taken and not read yet.
     letters: Vec<Message>,
@@ -58,7 +58,7 @@ pub(super) struct Kept {
 
 /// A volume's keeper, and whatever it works with.
 pub(super) struct Desk {
-    kept: Mutex<Kept>,
+    kept: Mutex<OnDesk>,
     pub regions: Arc<Regions>,
     pub tracking: Arc<Tracking>,
     pub area: IntentArea,
@@ -66,7 +66,13 @@ pub(super) struct Desk {
     pub bells: Arc<[Doorbell]>,
     /// Time 0 of all milliseconds.
     began: Instant,
-    failed: Mutex<Option<Told>>,
+    failure: Mutex<Failure>,
+}
+
+/// The first failed write, until it is told, and who wants to hear of it.
+struct Failure {
+    error: Option<io::Error>,
+    told: Option<Told>,
 }
 
 impl Desk {
@@ -80,11 +86,12 @@ impl Desk {
         let Intent { area, hot, log, suspend, failed, .. } = intent;
         let limits = Limits { hot_max: HOT_MAX, idle_ms: IDLE_MS, ahead: AHEAD, batch: BATCH, suspend };
         let keeper = Keeper::new(limits, &regions, REGIONS_PER_PAGE, hot, log);
-        let kept = Mutex::new(Kept { keeper, letters: Vec::new(), stopped: false });
-        Self { kept, regions, tracking, area, mailbox, bells, began, failed: Mutex::new(Some(failed)) }
+        let kept = Mutex::new(OnDesk { keeper, letters: Vec::new(), stopped: false });
+        let failure = Mutex::new(Failure { error: None, told: Some(failed) });
+        Self { kept, regions, tracking, area, mailbox, bells, began, failure }
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, Kept> {
+    pub fn lock(&self) -> MutexGuard<'_, OnDesk> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -93,7 +100,7 @@ impl Desk {
     }
 
     /// Tells the keeper whatever lies in its mailbox.
-    pub fn read_letters(&self, kept: &mut Kept) {
+    pub fn read_letters(&self, kept: &mut OnDesk) {
         self.mailbox.take(&mut kept.letters);
         for letter in kept.letters.drain(..) {
             kept.stopped |= letter == Message::Stop;
@@ -118,11 +125,24 @@ impl Desk {
         }
     }
 
-    /// A write has failed: whoever wants to hear of it does, once.
-    pub fn tell_failure(&self, error: &io::Error) {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(failed) = failed {
-            failed(error);
+    fn failure(&self) -> MutexGuard<'_, Failure> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A write has failed. The metadata thread tells of it: a log that nobody reads must not keep a queue (H26).
+    pub fn fail(&self, error: io::Error) {
+        self.failure().error.get_or_insert(error);
+        self.mailbox.bell().ring();
+    }
+
+    /// Whoever wants to hear of the first failed write does, once. May block.
+    pub fn tell_failure(&self) {
+        let told = {
+            let failure = &mut *self.failure();
+            failure.error.take().zip(failure.told.take())
+        };
+        if let Some((error, told)) = told {
+            told(&error);
         }
     }
 
@@ -135,14 +155,12 @@ impl Desk {
     fn next_write(&self, keeper: &mut Keeper, memory: &mut [u8]) -> Option<IntentWrite> {
         let write = keeper.poll_waited()?;
         let Extent { offset, length } = self.put(keeper, write, memory)?;
-        match self.area.asked() {
-            Ok(asked) => Some(IntentWrite { write, offset, length: u32::try_from(length).unwrap_or(u32::MAX), asked }),
-            Err(error) => {
-                self.tell_failure(&error);
-                keeper.written(write, false, &self.regions);
-                None
-            }
-        }
+        let Ok(asked) = self.area.asked() else {
+            // Whoever had the error tells of it.
+            keeper.written(write, false, &self.regions);
+            return None;
+        };
+        Some(IntentWrite { write, offset, length: u32::try_from(length).unwrap_or(u32::MAX), asked })
     }
 }
 
@@ -178,14 +196,14 @@ impl IntentDesk for Desk {
     }
 
     fn answer(&self, write: IntentWrite, result: io::Result<()>) {
-        self.area.answered(write.asked, &result);
+        let result = self.area.answered(write.asked, result);
         self.mailbox.post(Message::Written { write: write.write, ok: result.is_ok() });
         if let Err(error) = result {
-            self.tell_failure(&error);
+            self.fail(error);
         }
     }
 
-    fn has_failed(&self) -> bool {
+    fn is_hopeless(&self) -> bool {
         self.regions.has_failed() || self.area.is_stalled()
     }
 }
@@ -265,12 +283,16 @@ mod tests {
         let cold = want(&desk, 0, 1);
         let write = desk.attend(0, Some(&mut vec![0; 8192])).write.expect("a record");
         desk.answer(write, Err(io::Error::other("worn out")));
+        assert!(failures.try_recv().is_err() && desk.mailbox.bell().is_rung(), "that is the thread's");
+        desk.tell_failure();
         assert_eq!(failures.try_recv().expect("told"), "worn out");
         let attended = desk.attend(0, Some(&mut vec![0; 8192]));
-        assert!(attended.rung && attended.write.is_none() && desk.has_failed() && !desk.regions.all_hot(cold));
+        assert!(attended.rung && attended.write.is_none() && desk.is_hopeless() && !desk.regions.all_hot(cold));
         want(&desk, 0, 9);
         let attended = desk.attend(0, Some(&mut vec![0; 8192]));
         assert!(attended.rung && attended.write.is_none(), "whoever comes later must not wait for ever either");
+        desk.fail(io::Error::other("still"));
+        desk.tell_failure();
         assert!(failures.try_recv().is_err(), "once");
     }
 }

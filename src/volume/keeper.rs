@@ -163,7 +163,8 @@ impl Thread {
             let mut kept = desk.lock();
             desk.read_letters(&mut kept);
             if kept.stopped {
-                return;
+                drop(kept);
+                return desk.tell_failure();
             }
             let now = desk.now_ms();
             let (mut grace, mut alone) = (None, false);
@@ -182,6 +183,7 @@ impl Thread {
             let (wakes, wake_at) = (kept.keeper.take_wakes(), kept.keeper.wake_at(now));
             drop(kept);
             desk.ring(wakes);
+            desk.tell_failure();
             self.say_doubt();
             if let Some(id) = grace {
                 self.drain.tell(uploader::Message::Grace(id));
@@ -199,12 +201,13 @@ impl Thread {
             return;
         }
         let result = self.store(writes);
-        if let Err(error) = &result {
-            self.desk.tell_failure(error);
+        let ok = result.is_ok();
+        if let Err(error) = result {
+            self.desk.fail(error);
         }
         let mut kept = self.desk.lock();
         for (write, _) in writes.drain(..) {
-            kept.keeper.written(write, result.is_ok(), &self.desk.regions);
+            kept.keeper.written(write, ok, &self.desk.regions);
         }
         let wakes = kept.keeper.take_wakes();
         drop(kept);
