@@ -17,14 +17,26 @@ use std::time::{Duration, Instant};
 const NOWHERE: u64 = 4096;
 /// How often it is looked whether the kernel has ended what the killed daemon left.
 const LOOK: Duration = Duration::from_millis(10);
+/// The kernel ends whatever is under way on the device a moment after a server's end, on a thread of its own: it must
+/// not find the next server's first requests.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// Announces each queue of device `id` that nobody ever served, once nobody has the device's file any more. Does
 /// nothing to the other queues. Blocks up to `limit`.
 pub(super) fn announce(id: i32, queues: u16, depth: u16, limit: Duration) -> io::Result<()> {
     let file = open(id, limit)?;
     // The kernel takes the thread for the server. When the device is taken back that one must have ended.
-    let body = || (0..queues).try_for_each(|queue| announce_queue(&file, queue, depth));
-    thread::scope(|scope| scope.spawn(body).join()).unwrap_or_else(|_| Err(io::Error::other("a thread has failed")))
+    let body = || (0..queues).try_fold(0, |taken, queue| Ok(taken + announce_queue(&file, queue, depth)?));
+    let announced = thread::scope(|scope| {
+        let thread = thread::Builder::new().name("announce".to_owned()).spawn_scoped(scope, body)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread has failed")))
+    });
+    drop(file);
+    if announced? > 0 {
+        open(id, limit)?;
+        thread::sleep(SETTLE);
+    }
+    Ok(())
 }
 
 /// Only one may have it open.
@@ -38,15 +50,17 @@ fn open(id: i32, limit: Duration) -> io::Result<File> {
     }
 }
 
-/// All of it in one step, which a signal does not interrupt. Of a queue that was announced before every request fails.
+/// All of it in one step, which a signal does not interrupt. Of a queue that was announced before every request fails;
+/// returns how many did not.
 #[expect(unsafe_code, reason = "submitting requests to a ring")]
-fn announce_queue(file: &File, queue: u16, depth: u16) -> io::Result<()> {
+fn announce_queue(file: &File, queue: u16, depth: u16) -> io::Result<usize> {
     let mut ring = IoUring::new(depth.into())?;
     for tag in 0..depth {
         // SAFETY: the request refers to no memory; the file is open until it has been submitted.
         unsafe { ring.submission().push(&fetch(file, queue, tag)) }.map_err(io::Error::other)?;
     }
-    ring.submit().map(drop)
+    let submitted = ring.submit()?;
+    Ok(submitted.saturating_sub(ring.completion().len()))
 }
 
 /// The request by which a server takes the first request of the host for this tag.
