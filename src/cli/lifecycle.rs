@@ -48,7 +48,8 @@ struct Shape {
     /// Unit of tracking, a power of two from 4KiB to 1MiB [default: 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     track_size: Option<u64>,
-    /// Unit of what is copied again after a crash, a power of two from the track size to 64MiB [default: 4MiB]
+    /// Unit of what is copied again after a crash, a power of two from the track size to 64MiB; with smaller ones more
+    /// writes wait for the metadata [default: 4MiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     region_size: Option<u64>,
     /// Queues of the device, 1 to 32 [default: 1]

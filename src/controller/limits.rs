@@ -2,6 +2,7 @@
 //! functions; a value outside is refused with a line that says what is allowed, never bent into range.
 
 use super::api::{Failure, FailureKind};
+use crate::intent::REGION_SIZE_MAX;
 
 /// Longest name of a volume, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -19,7 +20,7 @@ pub const QUEUES: Limit = Limit::new(1, 32);
 pub const DEPTH: Limit = Limit::new(1, 256);
 pub const DRAIN_WINDOW: Limit = Limit::new(1, 256);
 pub const TRACK_SIZE: Limit = Limit { low: 4 * KIB, high: MIB, rule: Rule::PowerOfTwo };
-pub const REGION_SIZE: Limit = Limit { low: 4 * KIB, high: 64 * MIB, rule: Rule::PowerOfTwo };
+pub const REGION_SIZE: Limit = Limit { low: 4 * KIB, high: REGION_SIZE_MAX, rule: Rule::PowerOfTwo };
 pub const IMAGE_POOL: Limit = Limit::new(0, 16 * GIB);
 pub const BANDWIDTH_LIMIT: Limit = Limit { low: 64 * KIB, high: TIB, rule: Rule::OrZero };
 pub const RUN_TIMER_MS: Limit = Limit::new(1, 60_000);
