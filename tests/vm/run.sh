@@ -54,6 +54,7 @@ slow-secondary   short 600
 failing-secondary short 240
 one-of-two       short 150
 unreadable       short 180
+metadata-faults  short 300
 full-primary     short 180
 full-secondary   short 180
 busy             smoke 150
