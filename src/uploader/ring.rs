@@ -381,8 +381,9 @@ impl Uploader {
         self.push(self.side_by_side(entry), Request::Read(slot, tracks, part))
     }
 
-    /// While the host is silent the kernel's own threads may carry requests out beside each other. Those that it can
-    /// carry out within the call, to memory or a page cache, would otherwise be so one after the other, by this thread.
+    /// While no write of the host is under way the kernel's own threads carry requests out beside each other. Those
+    /// that it can carry out within the call, to memory or a page cache, would otherwise be so one after the other, by
+    /// this thread; and beside writes of the host those threads would take the processor from them.
     fn side_by_side(&self, entry: squeue::Entry) -> squeue::Entry {
         if self.parts.tracking.in_flight() == 0 { entry.flags(squeue::Flags::ASYNC) } else { entry }
     }
