@@ -1,4 +1,4 @@
-//! The known bugs, each a switch that is off. The simulation turns one on and must find it (hazards: test the tests).
+//! The known bugs, each a switch that is off. The simulation turns one on and must find it.
 //! Without the feature `bugs` every question is answered `false` at compile time and no trace is left in the program.
 
 /// A rule of the design, left out.

@@ -1,6 +1,6 @@
 //! Wakes a thread that sleeps in `io_uring_enter`: an eventfd with a poll that is always armed in the thread's ring. Or
 //! one that has no ring, and sleeps on the eventfd itself.
-//! A Rust waker does not (ublk.md 1.6). Nothing is said with it but "look": messages lie elsewhere.
+//! A Rust waker does not. Nothing is said with it but "look": messages lie elsewhere.
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};

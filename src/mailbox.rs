@@ -34,8 +34,8 @@ impl<L: Letter> Mailbox<L> {
         self.letters.lock().unwrap_or_else(PoisonError::into_inner).push(letter);
     }
 
-    /// Moves all letters to the end of `into`. To be called after the bell was answered: a letter that comes later
-    /// rings again.
+    /// Moves all letters to the end of `into`. By the thread whose bell it is after the bell was answered: a
+    /// letter that comes later rings again. Others may at any time.
     pub fn take(&self, into: &mut Vec<L>) {
         into.append(&mut self.letters.lock().unwrap_or_else(PoisonError::into_inner));
     }

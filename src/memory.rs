@@ -1,4 +1,5 @@
-//! Memory for the path of a write: taken once at start, populated, locked, never given back while the volume runs.
+//! Memory for the path of a write: taken once at start, locked, populated (bitmaps a little later, see
+//! [`Words::populate`]), never given back while the volume runs.
 //!
 //! A write-back daemon that allocates while the kernel waits for it to write out dirty pages can wait for itself
 //! (memory reclaim needs the device, the device needs memory). So buffers come from a [`Pool`] cut from one [`Arena`],

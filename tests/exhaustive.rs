@@ -1,5 +1,5 @@
 //! Every sequence of up to five events over two volumes of two tracks, each followed by letting everything finish, and
-//! judged like a run of the simulation (hazards: small exhaustive workloads beat long random ones).
+//! judged like a run of the simulation.
 //!
 //! Depth first; each sequence is run from the beginning. An event that can do nothing where it stands (a completion
 //! with nothing under way) ends its branch: the sequence without it is another one. What lies between two events

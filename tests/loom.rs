@@ -1,4 +1,4 @@
-//! The lock-free protocol of tracking under every interleaving that its memory model allows (hazards: H2, H12, H14).
+//! The lock-free protocol of tracking under every interleaving that its memory model allows (H2, H12, H14).
 //!
 //! `cargo test --release --features loom --test loom`. Loom needs few threads and few atomics, so each test is one
 //! meeting of two.
@@ -363,7 +363,7 @@ fn a_track_given_back_during_an_abort_marks_no_spare() {
     });
 }
 
-// The regions of the intent (hazards: H1, H3).
+// The regions of the intent (H1, H3).
 
 const REGION: RegionRange = RegionRange { start: RegionNo(0), count: 1 };
 

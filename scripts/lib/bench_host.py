@@ -21,9 +21,11 @@ DISKS = (PRIMARY, SECONDARY, *HEADS, *METADATA)
 
 
 def run(*command, given=None, quiet=False):
-    """Runs a program to its end and returns what it printed. `quiet`: what it has to say besides is only of use if it fails."""
+    """Runs a program to its end and returns what it printed. `quiet`: what it has to say besides is only of use if it fails.
+
+    One that does not end, on a kernel that does not answer it, ends the bench."""
     errors = subprocess.PIPE if quiet else None
-    done = subprocess.run(command, input=given, stdout=subprocess.PIPE, stderr=errors, text=True)
+    done = subprocess.run(command, input=given, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=600)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: status {done.returncode} {done.stderr or ''}")
     return done.stdout

@@ -28,7 +28,7 @@ pub(super) fn list(context: &Context) -> Outcome {
 pub(super) struct Remove {
     /// The device, for example /dev/ublkb0
     device: String,
-    /// Although somebody holds it open; his I/O fails
+    /// Even if it is in use; its users get I/O errors
     #[arg(long)]
     force: bool,
     /// Do not ask

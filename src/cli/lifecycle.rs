@@ -32,7 +32,7 @@ pub(super) struct Create {
     shape: Shape,
     #[command(flatten)]
     settings: Changes,
-    /// Accept a secondary that carries foreign data, or metadata of a volume there was, which will be overwritten
+    /// Accept a secondary that carries foreign data, or metadata of an earlier volume; both are overwritten
     #[arg(long)]
     force: bool,
     /// Believe, unchecked, that the secondary is an exact copy of the primary already, and copy nothing at first
@@ -48,8 +48,8 @@ struct Shape {
     /// Unit of tracking, a power of two from 4KiB to 1MiB [default: 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     track_size: Option<u64>,
-    /// Unit of what is copied again after a crash, a power of two from the track size to 64MiB; with smaller ones more
-    /// writes wait for the metadata [default: 4MiB]
+    /// Unit of what is copied again after a crash, a power of two from the track size to 64MiB; smaller ones take more
+    /// memory, and more writes wait for the metadata [default: 4MiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     region_size: Option<u64>,
     /// Queues of the device, 1 to 32 [default: 1]
@@ -248,7 +248,7 @@ impl Up {
 pub(super) struct Down {
     /// Name of the volume
     name: String,
-    /// Remove the device although somebody holds it open; his I/O fails
+    /// Remove the device even if it is in use; its users get I/O errors
     #[arg(long)]
     force: bool,
     /// Do not ask

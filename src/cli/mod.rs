@@ -96,7 +96,7 @@ enum Color {
 enum Command {
     /// Run the daemon in the foreground
     Daemon,
-    /// Take a volume into service
+    /// Make a volume: its configuration and its metadata
     Create(lifecycle::Create),
     /// Forget a volume that is down: its state and its configuration file; the data stays
     Delete(lifecycle::Delete),
@@ -108,7 +108,7 @@ enum Command {
     Status(status::Status),
     /// List the devices of farpoint volumes, those that have outlived their daemon as well
     Devices,
-    /// Remove a device that has outlived its daemon and whose volume there no longer is
+    /// Remove a device that has outlived its daemon and whose volume no longer exists
     RemoveDevice(devices::Remove),
     /// Begin an increment: cut all named volumes at once and hold new writes until run
     Start(increment::Start),

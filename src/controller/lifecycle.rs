@@ -487,7 +487,7 @@ fn serve(
     let before = media.superblock();
     let all = before.geometry().map(|geometry| geometry.tracks());
     let marks = if Some(recovery.tracks.count()) == all { Marks::All } else { Marks::These(recovery.tracks.clone()) };
-    // Before the first write is accepted: from here until a clean stop only the intent pages tell what may differ.
+    // Before the first write is accepted: from here until a clean stop only the intent tells what may differ.
     let superblock = media.begin(recovery, true)?;
     let name = spec.name.clone();
     let intent = Intent {
@@ -540,7 +540,11 @@ fn say_what_was_found(name: &str, known: &Known) {
     if known.damaged_pages > 0 {
         let regions = known.damaged_pages * crate::metadata::media::REGIONS_PER_PAGE;
         let regions = regions.min(known.superblock.regions());
-        tracing::warn!("{name}: {} damaged pages: {} MiB are copied again", known.damaged_pages, mib(regions));
+        let pages = known.damaged_pages;
+        tracing::warn!(
+            "{name}: {pages} pages of the intent, or its log, are damaged: {} MiB are copied again",
+            mib(regions)
+        );
     }
 }
 

@@ -5,6 +5,7 @@ use super::api::{Failure, FailureKind};
 use super::config::VolumeConfig;
 use super::limits::{MIB, TIB};
 use crate::frontend::REQUEST_BYTES_MAX;
+use crate::intent::REGION_SIZE_MAX;
 use std::fs;
 
 /// Bytes of memory that a volume takes.
@@ -34,14 +35,13 @@ impl Need {
             return None;
         }
         let mib = |bytes: u64| bytes.div_ceil(MIB);
-        let track_kib = config.track_size / 1024;
-        let advice = if marks > buffers && config.track_size < MIB {
-            "use larger tracks (a new volume with a larger --track-size), or add memory"
+        let advice = if marks > buffers && (config.track_size < MIB || config.region_size < REGION_SIZE_MAX) {
+            "use larger tracks and regions (a new volume with a larger --track-size, --region-size), or add memory"
         } else {
             "lower image_pool, queues, depth or drain_window in its file, or add memory"
         };
         Some(format!(
-            "it needs {} MiB of memory, {} for the marks of its {track_kib} KiB tracks and {} for buffers, and {} MiB \
+            "it needs {} MiB of memory, {} for the marks of its tracks and regions and {} for buffers, and {} MiB \
              are available; {advice}",
             mib(marks.saturating_add(buffers)),
             mib(marks),
@@ -85,7 +85,7 @@ mod tests {
         };
         assert_eq!(refusal(64 * KIB, 64 * TIB, 2 * GIB), None);
         let why = refusal(4 * KIB, 1024 * TIB, 8 * GIB).expect("a refusal");
-        let expected = "it needs 67728 MiB of memory, 67584 for the marks of its 4 KiB tracks and 144 for buffers, \
+        let expected = "it needs 67728 MiB of memory, 67584 for the marks of its tracks and regions and 144 for buffers, \
                         and 8192 MiB are available; use larger tracks";
         assert!(why.starts_with(expected), "{why}");
         let why = refusal(64 * KIB, GIB, 100 * MIB).expect("a refusal");

@@ -34,7 +34,8 @@ pub trait IntentDesk: fmt::Debug + Send + Sync {
     /// Memory that a write takes, in bytes.
     fn bytes(&self) -> usize;
     /// Reads the letters that were left for the keeper and says what is to be written now, in `memory`; without memory,
-    /// because a write of this queue is under way, only the former. Never waits: if somebody else is at it, he is rung.
+    /// because a write of this queue is under way, only the former. Never waits: if somebody else has the lock, the
+    /// metadata thread is rung.
     fn attend(&self, queue: usize, memory: Option<&mut [u8]>) -> Attended;
     /// The write was answered, or is given up, which is an error. To be followed by [`Self::attend`], if there is still
     /// a queue to do so: the error rings.

@@ -1,5 +1,5 @@
 //! libublk writes a file per device into `/run/ublksrvd`. If the directory is missing it makes it writable by everyone,
-//! and any local user could then plant a link there that the daemon follows (hazards, section 10). So it is made here
+//! and any local user could then plant a link there that the daemon follows. So it is made here
 //! first, and refused if it is not safe.
 
 use std::fs::{self, DirBuilder, Permissions};

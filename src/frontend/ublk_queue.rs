@@ -1,5 +1,5 @@
-//! A ublk queue on its thread: one ring for the host's requests, the primary's and the doorbell. The only file that
-//! touches tags; nothing here is specific to mirroring.
+//! A ublk queue on its thread: one ring for the host's requests, the primary's, the intent of its cold writes and
+//! the doorbell. The only file that touches tags; nothing here is specific to mirroring.
 
 use super::intent_requests::IntentRequests;
 use super::intent_write::IntentDesk;

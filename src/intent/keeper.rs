@@ -1,5 +1,5 @@
 //! Decides what is written to the intent on media, and when. Pure: messages and answers in, operations and wake-ups
-//! out; the thread of `volume`, or the simulation, carries them out.
+//! out; `volume`'s metadata thread, the queues, or the simulation carry them out.
 //!
 //! What it keeps true:
 //! * a region is hot in memory only if every page that media may show has its bit, or a record of the log that counts

@@ -1,4 +1,4 @@
-//! The durable intent of a volume (DESIGN: what is on media): a region is marked hot on media before a write to it
+//! The durable intent of a volume (ARCHITECTURE.md: intent): a region is marked hot on media before a write to it
 //! reaches the primary, so that after a crash only hot regions have to be copied again (P1, P7).
 //!
 //! [`Regions`] is what a write sees: a word per region, lock-free. [`Keeper`] decides which page of the intent is

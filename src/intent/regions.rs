@@ -177,7 +177,7 @@ impl Regions {
         self.doubt.load(SeqCst) != 0 && !present(Bug::PrimaryErrorForgotten)
     }
 
-    // The keeper's thread alone calls these.
+    // Only whoever has the keeper's lock calls these.
 
     pub fn is_hot(&self, region: RegionNo) -> bool {
         self.word(region) & HOT != 0

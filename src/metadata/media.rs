@@ -272,7 +272,7 @@ impl Media {
         }
     }
 
-    /// For the thread that writes intent pages.
+    /// For those who write the intent.
     pub fn intent_area(&self) -> IntentArea {
         let stored = self.stored();
         IntentArea {
@@ -339,7 +339,7 @@ impl Media {
         Ok(superblock)
     }
 
-    /// The volume is about to be served: from here until [`Media::end`] only the intent pages say what may differ.
+    /// The volume is about to be served: from here until [`Media::end`] only the intent says what may differ.
     /// `kept`: whether somebody keeps them; if nobody does, an unclean stop means that everything is copied.
     pub fn begin(&self, recovery: &Recovery, kept: bool) -> Result<Superblock, MetadataError> {
         let area = self.intent_area();

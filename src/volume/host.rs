@@ -1,4 +1,4 @@
-//! A host request's life, one queue's worth of it (DESIGN: a write's life).
+//! A host request's life, one queue's worth of it (ARCHITECTURE.md: a write's life).
 //!
 //! 1. Arrive: pin the regions touched; unless media shows all of them hot, be parked until it does, or fail (H1, H9).
 //! 2. Be let in to an epoch, or be parked while the volume holds. Only now: a write that waits for slow metadata must
@@ -368,7 +368,7 @@ impl Handler for Host {
             }
             Ok(_) if moves_data => i32::try_from(slot.request.length).unwrap_or(-libc::EIO),
             Ok(_) => 0,
-            // The block layer fails EAGAIN with noise; it means no more here than that the primary would not (ublk.md).
+            // The block layer fails EAGAIN with noise; it means no more here than that the primary would not.
             Err(_) if result == -libc::EAGAIN => -libc::EIO,
             Err(_) => result,
         };

@@ -1,6 +1,6 @@
 //! The judge. It knows nothing of the code under test: it sees the log of the host's writes, each with the time of its
 //! issue and of its answer on one global counter, and images of the devices; from these alone it says whether a promise
-//! was broken (hazards: the consistency oracle). Its time is linear in the sectors and in the writes since the image.
+//! was broken. Its time is linear in the sectors and in the writes since the image.
 
 use std::fmt;
 

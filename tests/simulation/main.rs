@@ -1,5 +1,5 @@
 //! Simulation of the code that decides: seeded, single-threaded, with disks that tear, hang, fail and forget, and a
-//! judge that knows nothing of the code (hazards: tools, the oracle).
+//! judge that knows nothing of the code.
 //!
 //! `SEED=n` runs one seed and tells all of it; `SEEDS=n` that many fresh ones; `SECONDS_MAX=n` fresh ones for so long.
 //! Always in a release build, where a million steps take a few seconds: `cargo test --release --features bugs`.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The daemon is killed again and again while it comes back: as it starts, while it takes its device back and while it copies
 # hot regions again, under verified writes and under a mounted file system with a database. The users notice a pause and no
-# error, nothing acknowledged is lost, and both sides become equal (P1, P5, H6, H22, H23; section 5, second crash).
+# error, nothing acknowledged is lost, and both sides become equal (P1, P5, H6, H22, H23).
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh

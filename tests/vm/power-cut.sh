@@ -2,7 +2,7 @@
 # Power cuts: a guest is ended at once, again and again, while a database commits, files are written and increments are
 # formed on the device, or while it copies again what the last cut left; what its disks had not flushed is gone, in part and
 # torn. The next one finds every commit that was acknowledged, a sound file system and database, the increment void and no
-# number used twice, and both sides become equal (P1, P5, H5, H7, H22; section 5).
+# number used twice, and both sides become equal (P1, P5, H5, H7, H22).
 #
 # Runs outside, and boots power-cut-inside.sh once for each cut and once more. What was acknowledged is kept outside, in
 # a directory shared with the guest.

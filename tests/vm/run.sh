@@ -14,7 +14,7 @@ Builds farpoint and the tools of tests/device, boots the guest (scripts/vm) and 
 TEST is the name of a file in tests/vm without .sh.
 
   --short       the form for every commit (default)
-  --long        more of everything: 200 increments with each collision policy, larger trees, 20 power cuts, low memory
+  --long        more of everything: 100 increments with each collision policy, larger trees, 20 power cuts, low memory
   --smoke       only the tests that show that a kernel suits: about two minutes
   --kernel K    6.12 (default) or newest
   --inside      do not boot: this is the guest, or a machine with ublk that may be used for tests

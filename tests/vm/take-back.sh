@@ -44,7 +44,7 @@ end_writers
 expect "errors of the writers" 0 "$errors"
 in_sync vol0
 equal "$work/primary" "$work/secondary"
-figure kills "$cycles"
+figure kills $((2 * cycles))
 figure longest_write_ms "$longest_ms"
 
 say "requests of the killed daemon are still under way when the next one starts, which is killed while it waits for them"

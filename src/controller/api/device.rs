@@ -46,7 +46,7 @@ impl DeviceState {
 pub struct RemoveDevice {
     /// As in the list.
     pub device: String,
-    /// Although somebody holds it open; his I/O fails.
+    /// Even if it is in use; its users get I/O errors.
     #[serde(default)]
     pub force: bool,
 }

@@ -153,7 +153,7 @@ pub struct Create {
 #[serde(deny_unknown_fields)]
 pub struct Down {
     pub volume: String,
-    /// Remove the device although somebody holds it open; his I/O fails.
+    /// Remove the device even if it is in use; its users get I/O errors.
     #[serde(default)]
     pub force: bool,
 }

@@ -104,7 +104,7 @@ pub struct VolumeReport {
     pub recovered_regions: u64,
     /// Regions that media shows hot: what would be copied again if the daemon were killed now.
     pub hot_regions: u64,
-    /// Intent pages that were damaged at the last start, and read as all ones.
+    /// Intent pages that were damaged at the last start and read as all ones; all of them if a record of the log was.
     pub damaged_pages: u64,
     pub link: LinkState,
     /// Everything must be copied once before the secondary is usable: a new volume.
