@@ -17,14 +17,22 @@ is_stalled() { [[ $(field vol0 .metadata_stalled_s) != null ]]; }
 # marked_write: to a region that has just been written to.
 marked_write() { timeout 20 dd if=/dev/urandom of="$dev" bs=4K count=1 oflag=direct conv=notrunc status=none; }
 
-# cold_write: to one that has not.
-cold_write() { dd if=/dev/urandom of="$dev" bs=4K count=1 seek=$((mib * 128 + RANDOM)) oflag=direct conv=notrunc status=none; }
+# cold_write: to sixteen at once that, but for a few, have not.
+cold_write() { dd if=/dev/urandom of="$dev" bs=64K count=1 seek=$((mib * 8 + RANDOM % 1024)) oflag=direct conv=notrunc status=none; }
 
 ended_uncleanly() {
     local status=0
     fp down vol0 "$@" >"$work/down" 2>&1 || status=$?
     expect "down: exit code" "[1-9]" "$status"
     expect "down: message" "*metadata*" "$(<"$work/down")"
+}
+
+come_back() {
+    expect "state" failed "$(field vol0 .state)"
+    fp down vol0
+    wait_for "the metadata to be let go" fp up vol0
+    dev=$(device_of vol0)
+    at_least "regions to copy again" 1 "$(field vol0 .recovered_regions)"
 }
 
 is_served() { [[ $(field vol0 .state) == @(normal|increment-*|aborting) ]]; }
@@ -51,9 +59,7 @@ ended_uncleanly --force --yes
 end_writers
 at_least "errors of the writers" 1 "$errors"
 dmsetup resume --noudevsync metadata
-wait_for "the metadata to be let go" fp up vol0
-dev=$(device_of vol0)
-at_least "regions to copy again" 1 "$(field vol0 .recovered_regions)"
+come_back
 in_sync vol0
 equal "$work/primary" "$secondary"
 
@@ -65,8 +71,7 @@ expect "metadata failed" true "$(field vol0 .metadata_failed)"
 marked_write || fail "a write to a marked region failed"
 ended_uncleanly
 remap metadata "$good"
-bring_up vol0
-at_least "regions to copy again" 1 "$(field vol0 .recovered_regions)"
+come_back
 in_sync vol0
 equal "$work/primary" "$secondary"
 
