@@ -139,7 +139,7 @@ impl Desk {
     pub fn tell_failure(&self) {
         let told = {
             let failure = &mut *self.failure();
-            failure.error.take().zip(failure.told.take())
+            failure.error.take().and_then(|error| Some((error, failure.told.take()?)))
         };
         if let Some((error, told)) = told {
             told(&error);
