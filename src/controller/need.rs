@@ -85,8 +85,8 @@ mod tests {
         };
         assert_eq!(refusal(64 * KIB, 64 * TIB, 2 * GIB), None);
         let why = refusal(4 * KIB, 1024 * TIB, 8 * GIB).expect("a refusal");
-        let expected = "it needs 67728 MiB of memory, 67584 for the marks of its tracks and regions and 144 for buffers, \
-                        and 8192 MiB are available; use larger tracks";
+        let expected = "it needs 67728 MiB of memory, 67584 for the marks of its tracks and regions and 144 for \
+                        buffers, and 8192 MiB are available; use larger tracks";
         assert!(why.starts_with(expected), "{why}");
         let why = refusal(64 * KIB, GIB, 100 * MIB).expect("a refusal");
         assert!(why.contains("144 for buffers") && why.contains("image_pool"), "{why}");
