@@ -1,49 +1,88 @@
 //! Who has a block device open, so that nobody's device is taken from under him unasked. The kernel offers no safe stop
-//! before 7.0, so this looks: at mounts, at devices stacked on it, and at the open files of every process.
+//! before 7.0, so this looks: at mounts, at devices stacked on it, and at the open files of every process. What cannot
+//! be seen from here, such as a mount in another namespace or a swap, the kernel is asked about; it does not say whose
+//! it is.
 
-use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use super::watchdog::Limit;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Most users that are named.
 const NAMED_MAX: usize = 5;
+/// How long the kernel may take to open a device.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Those who use the device, in words; none if it is free or not there.
+/// Those who use the device or one of its partitions, in words; none if it is free or not there.
 pub fn of(device: &str) -> Vec<String> {
     let Ok(found) = fs::metadata(device) else { return Vec::new() };
-    let mut users = mounts(found.rdev());
-    users.extend(holders(device));
-    users.extend(processes(found.rdev()));
+    let directories = directories(device);
+    let partitions = directories.iter().skip(1).filter_map(|directory| fs::read_to_string(directory.join("dev")).ok());
+    let partitions = partitions.map(|number| number.trim().to_owned());
+    let numbers: Vec<_> = std::iter::once(number(found.rdev())).chain(partitions).collect();
+    let mut users = mounts(&numbers);
+    users.extend(holders(&directories));
+    users.extend(processes(&numbers));
+    if users.is_empty() {
+        users.extend(claimed(device));
+    }
     users.truncate(NAMED_MAX);
     users
 }
 
-fn mounts(device: u64) -> Vec<String> {
-    let number = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
+/// As the kernel writes it.
+fn number(device: u64) -> String {
+    format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device))
+}
+
+/// Of the device and then of its partitions, in sysfs.
+fn directories(device: &str) -> Vec<PathBuf> {
+    let whole = Path::new("/sys/block").join(Path::new(device).file_name().unwrap_or_default());
+    let inside = fs::read_dir(&whole).into_iter().flatten().flatten().map(|entry| entry.path());
+    let partitions: Vec<_> = inside.filter(|path| path.join("partition").exists()).collect();
+    std::iter::once(whole).chain(partitions).collect()
+}
+
+fn mounts(numbers: &[String]) -> Vec<String> {
     // Process 1's view: the daemon's own leaves file systems on its devices out.
     let table = fs::read_to_string("/proc/1/mountinfo").unwrap_or_default();
     let mounted = |line: &str| {
         let mut words = line.split(' ');
-        (words.nth(2)? == number).then(|| words.nth(1).map(|point| format!("mounted on {point}"))).flatten()
+        let (number, point) = (words.nth(2)?, words.nth(1)?);
+        numbers.iter().any(|one| one == number).then(|| format!("mounted on {point}"))
     };
     table.lines().filter_map(mounted).collect()
 }
 
-fn holders(device: &str) -> Vec<String> {
-    let name = Path::new(device).file_name().unwrap_or_default();
-    let holders = fs::read_dir(Path::new("/sys/block").join(name).join("holders"));
-    let names = holders.into_iter().flatten().flatten();
+fn holders(directories: &[PathBuf]) -> Vec<String> {
+    let holders = directories.iter().flat_map(|directory| fs::read_dir(directory.join("holders")));
+    let names = holders.flatten().flatten();
     names.map(|holder| format!("used by /dev/{}", holder.file_name().display())).collect()
 }
 
-fn processes(device: u64) -> Vec<String> {
+/// Whether the kernel refuses the device to one who wants it alone.
+fn claimed(device: &str) -> Option<String> {
+    let path = PathBuf::from(device);
+    let open = move || OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path).map(drop);
+    match Limit::new(OPEN_TIMEOUT).ask(open) {
+        Some(Err(error)) if error.kind() == io::ErrorKind::ResourceBusy => {
+            Some("claimed by what cannot be seen from here, as a mount in another namespace, or swap".to_owned())
+        }
+        Some(_) => None,
+        None => Some("the kernel does not say whether somebody has it open".to_owned()),
+    }
+}
+
+fn processes(numbers: &[String]) -> Vec<String> {
     let own = std::process::id().to_string();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let others = processes.filter(|entry| entry.file_name().to_str().is_some_and(|name| name != own));
     let has_open = |process: &fs::DirEntry| {
         let files = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
         let mut opened = files.filter_map(|file| fs::metadata(file.path()).ok());
-        opened.any(|file| file.file_type().is_block_device() && file.rdev() == device)
+        opened.any(|file| file.file_type().is_block_device() && numbers.contains(&number(file.rdev())))
     };
     others
         .filter(|process| process.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))

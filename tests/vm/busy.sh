@@ -1,6 +1,7 @@
 #!/bin/bash
-# down while somebody uses the device is refused and names the user: a mount, a process, a device built upon it. --force takes
-# it away all the same, and no process hangs.
+# down while somebody uses the device is refused and names the user: a mount, of a partition too, a process, a device built
+# upon it; swap, and a mount in another namespace, which only the kernel knows of. --force takes it away all the same, and no
+# process hangs.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -28,6 +29,33 @@ wait "$!" 2>/dev/null || true
 map upon "0 8192 linear $dev 0"
 refused "down while something is built on it" 8 "*used by /dev/dm-*" fp down vol0
 dmsetup remove --noudevrules --noudevsync upon
+
+unseen() { refused "down while $1" 8 "*cannot be seen from here*--force*" fp down vol0; }
+
+mkswap "$dev" >/dev/null
+swapon "$dev"
+unseen "it is swapped to"
+swapoff "$dev"
+
+mkfs.ext4 -q "$dev"
+mkdir "$work/elsewhere"
+background unshare --mount --propagation private \
+    sh -c "mount $dev $work/elsewhere && touch $work/elsewhere/there && exec sleep 600"
+elsewhere=$job
+wait_for "the mount elsewhere" test -e "/proc/$elsewhere/root$work/elsewhere/there"
+[[ ! -e $work/elsewhere/there ]] || fail "the mount can be seen from here"
+unseen "it is mounted elsewhere"
+kill "$elsewhere"
+wait "$elsewhere" 2>/dev/null || true
+
+addpart "$dev" 1 8192 65536
+mkfs.ext4 -q "${dev}p1"
+mount_at "${dev}p1" "$work/mnt"
+refused "down while a partition is mounted" 8 "*mounted on $work/mnt*--force*" fp down vol0
+unmount "$work/mnt"
+delpart "$dev" 1
+mkfs.ext4 -q "$dev"
+in_sync vol0
 
 say "--force under a mounted file system at work"
 mount_at "$dev" "$work/mnt"
