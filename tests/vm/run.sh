@@ -71,6 +71,7 @@ log-writes       short 400
 own-device       short 120
 limits           short 150
 opening          short 300
+service          short 400  outside
 power-cut        short 900  outside
 low-memory       long  1500 small
 '
@@ -122,7 +123,7 @@ need_tools() {
     # shellcheck source-path=SCRIPTDIR source=../../scripts/lib/install.sh
     . "$top/scripts/lib/install.sh"
     install_missing jq:jq fio:fio python3:python3 sqlite3:sqlite3 dmsetup:dmsetup mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs \
-        mkfs.btrfs:btrfs-progs modprobe:kmod
+        mkfs.btrfs:btrfs-progs modprobe:kmod systemctl:systemd
 }
 
 # The guest does not build: its processor is emulated.

@@ -1,0 +1,114 @@
+#!/bin/bash
+# The guest of service.sh: the unit under systemd. The daemon says when it is ready; killed, or silent for longer than the
+# watchdog allows, it is started again and takes its devices back; a restart leaves what is in use to the next daemon; and a
+# stop takes down what nobody uses (H22, H27).
+
+set -euo pipefail
+tree=$(cd "${BASH_SOURCE[0]%/*}/../.." && pwd -P)
+# Not in /tmp, which systemd empties.
+export FARPOINT_WORK=/var/tmp/service FARPOINT=/usr/bin/farpoint FARPOINT_DEVICE=/var/tmp/service/device
+mkdir -p "$FARPOINT_WORK"
+cp "$FARPOINT_BIN" "$FARPOINT"
+cp "$FARPOINT_DEVICE_BIN" "$FARPOINT_DEVICE"
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$tree/tests/vm/lib.sh"
+
+# The places are those of the unit.
+fp() { farpoint "$@"; }
+
+# The guest's first process is not systemd, so systemd gets a space of process numbers in which it is.
+launch_systemd() {
+    cp "$tree/packaging/farpoint.service" /usr/lib/systemd/system/
+    cp "$tree/packaging/farpoint.tmpfiles" /usr/lib/tmpfiles.d/farpoint.conf
+    printf '[Unit]\nDescription=only what the unit needs\n' >/etc/systemd/system/test.target
+    mkdir -p /etc/systemd/system/farpoint.service.d
+    printf '[Service]\nWatchdogSec=10\nTimeoutAbortSec=1\n' >/etc/systemd/system/farpoint.service.d/test.conf
+    mount --make-rshared /
+    unshare --pid --mount --propagation slave --fork --mount-proc env container=test \
+        /usr/lib/systemd/systemd --system --unit=test.target >"$work/systemd.log" 2>&1 &
+    jobs+=($!)
+    wait_for "systemd" has_child $!
+    systemd=$(pgrep --parent $!)
+    wait_for "systemd to be ready" ctl is-active test.target
+}
+
+has_child() { pgrep --parent "$1"; }
+
+# ctl VERB...: systemctl, which talks only to one who sees it.
+ctl() { nsenter --target "$systemd" --pid --mount systemctl "$@"; }
+
+property() { ctl show --property="$1" --value farpoint.service; }
+
+is_again() { [[ $(property NRestarts) == "$1" ]] && ctl is-active farpoint.service && in_state vol0 .state normal; }
+
+# Commits until it is told to end; an error ends it at once.
+commit() {
+    local number=0
+    until [[ -e $work/enough ]]; do
+        number=$((number + 1))
+        echo "$number" >"$1/number"
+        sync "$1/number"
+        echo "$number" >"$work/committed"
+        sleep 0.05
+    done
+}
+
+# went_on WHAT: whoever uses the device noticed nothing but a pause.
+went_on() {
+    local before
+    before=$(<"$work/committed")
+    expect "$1: the device" "$dev" "$(device_of vol0)"
+    wait_for "commits after that" eval "((\$(<$work/committed) > $before))"
+    [[ -d /proc/$commits ]] || fail "$1: the file system had an error"
+}
+
+launch_systemd
+ctl start farpoint.service
+expect "the unit" "active" "$(property ActiveState)"
+expect "its program, to systemd" "notify running" "$(property Type) $(property SubState)"
+expect "what the log says" "*ready*" "$(nsenter --target "$systemd" --pid --mount journalctl --unit=farpoint --output=cat)"
+
+make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)"
+mkfs.ext4 -q "$dev"
+in_sync vol0
+mount_at "$dev" "$work/mnt"
+background commit "$work/mnt"
+commits=$job
+wait_for "the first commit" test -s "$work/committed"
+
+say "killed"
+ctl kill --signal=KILL farpoint.service
+wait_for "the daemon to be back" is_again 1
+went_on "after a kill"
+
+say "silent"
+ctl kill --signal=STOP farpoint.service
+patience=120 wait_for "the watchdog" is_again 2
+went_on "after the watchdog"
+
+say "restarted"
+ctl restart farpoint.service
+wait_for "the daemon to be back" in_state vol0 .state normal
+went_on "after a restart"
+expect "copied again after a restart" 0 "$(field vol0 '.recovered_regions // 0')"
+
+say "ended and started, with another volume that nobody uses"
+make_volume vol1 "$(sparse primary1 16M)" "$(sparse secondary1 16M)"
+unused=$dev dev=$(device_of vol0)
+in_sync vol1
+ctl stop farpoint.service
+[[ -b $dev && ! -e $unused ]] || fail "left: $(echo /dev/ublkb*)"
+ctl start farpoint.service
+wait_for "the daemon to be back" in_state vol0 .state normal
+went_on "after a stop and a start"
+
+touch "$work/enough"
+finish "$commits" "commits"
+expect "the last commit" "$(<"$work/committed")" "$(<"$work/mnt/number")"
+unmount "$work/mnt"
+in_sync vol0
+ctl stop farpoint.service
+[[ ! -e $dev ]] || fail "$dev is left though nobody used it"
+equal "$work/primary" "$work/secondary"
+e2fsck -f -n "$work/primary" >"$work/fsck" 2>&1 || fail "fsck: $(cat "$work/fsck")"
+figure commits "$(<"$work/committed")"
