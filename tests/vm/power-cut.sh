@@ -19,8 +19,7 @@ fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 device=${FARPOINT_DEVICE_BIN:?start tests with tests/vm/run.sh NAME}
 work=${FARPOINT_WORK:?start tests with tests/vm/run.sh NAME}
-cuts=2 boot_limit=400 seed=${FARPOINT_SEED:-$(($(date +%s) % 32768))} guest='' server=''
-[[ -z ${FARPOINT_LONG:-} ]] || cuts=20
+boot_limit=400 seed=${FARPOINT_SEED:-$(($(date +%s) % 32768))} guest='' server=''
 
 say() { echo "-- $*"; }
 
@@ -77,42 +76,20 @@ cut_power() {
 # scratch FIRST COUNT: how many bytes of these blocks of 4 KiB are as the guest wrote them to the scratch disk.
 scratch() { dd if="$work/scratch.disk" bs=4k skip="$1" count="$2" status=none | tr --delete --complement x | wc --bytes; }
 
-share=$work/share files=() kernel=()
-[[ -z ${FARPOINT_KERNEL:-} ]] || kernel=(--kernel "$FARPOINT_KERNEL")
-mkdir -p "$share"
-say "seed $seed (FARPOINT_SEED)"
-RANDOM=$seed
-# Every other seed has an intent log, which takes more than one intent page: many small regions.
-export FARPOINT_SHAPE='' size=64M
-((seed % 2 == 0)) || FARPOINT_SHAPE='--track-size=4KiB --region-size=4KiB' size=160M
-for each in "primary:$size" "secondary:$size" metadata:1M scratch:8M; do
-    files+=("$work/${each%:*}.disk")
-    truncate --size="${each#*:}" "${files[-1]}"
-done
-lost=0 void=0
-for ((each = 0; each <= cuts; each++)); do
-    last='' delay="$((RANDOM % 8)).$((RANDOM % 10))"
-    ((each < cuts)) || last=last
-    start_disks "$((seed + each))"
-    boot "$each" "$last"
-    if [[ -n $last ]]; then
-        wait "$guest" || fail "the last guest ended with $?"
-        guest=''
-        cat "$work/guest"
-        touch "$work/cut"
-        wait "$server" || fail "the disks: $(cat "$work/disks")"
-        server=''
-        cmp "$work/primary.disk" "$work/secondary.disk" || fail "primary and secondary differ"
-        break
-    fi
+# cut_once NUMBER: a guest that is ended while it writes.
+cut_once() {
+    local delay="$((RANDOM % 8)).$((RANDOM % 10))" flushed unflushed sectors
+    start_disks "$((seed + $1))"
+    boot "$1" ''
     until [[ -e $share/writing ]]; do
-        [[ -d /proc/$guest ]] || fail "guest $each ended before it wrote"
+        [[ -d /proc/$guest ]] || fail "guest $1 ended before it wrote"
         sleep 0.1
     done
     sleep "$delay"
-    [[ -d /proc/$guest ]] || fail "guest $each ended by itself"
+    [[ -d /proc/$guest ]] || fail "guest $1 ended by itself"
     cut_power
-    say "cut $each, $delay s after guest $each was $(cat "$share/writing")"
+    cuts=$((cuts + 1))
+    say "cut $1, $delay s after guest $1 was $(cat "$share/writing")"
     sed 's/^/    /' "$work/guest"
     # The next guest must find it void.
     [[ ! -e $share/started || $(<"$share/started") == $(cat "$share/completed" 2>/dev/null) ]] || void=$((void + 1))
@@ -121,11 +98,60 @@ for ((each = 0; each <= cuts; each++)); do
     ((flushed == 64 * 4096)) || fail "of $((64 * 4096)) flushed bytes $flushed are there"
     ((unflushed < 1024 * 4096)) || fail "nothing was lost of what was not flushed"
     say "the scratch disk has all of its flushed bytes, and $unflushed of $((1024 * 4096)) others"
-    while IFS='=' read -r _ sectors; do lost=$((lost + sectors)); done < <(grep -o --extended-regexp '^(prim|second)ary: .*' "$work/disks" | grep -o 'lost_sectors=.*')
-done
+    while IFS='=' read -r _ sectors; do
+        lost=$((lost + sectors))
+    done < <(grep -o --extended-regexp '^(prim|second)ary: .*' "$work/disks" | grep -o 'lost_sectors=.*')
+}
+
+# come_back NUMBER: the last guest, which ends when both sides are equal.
+come_back() {
+    start_disks "$((seed + $1))"
+    boot "$1" last
+    wait "$guest" || fail "the last guest ended with $?"
+    guest=''
+    cat "$work/guest"
+    touch "$work/cut"
+    wait "$server" || fail "the disks: $(cat "$work/disks")"
+    server=''
+    cmp "$work/primary.disk" "$work/secondary.disk" || fail "primary and secondary differ"
+}
+
+# volume CUTS SIZE [OPTION]...: a volume of this size, created with these options, and all its cuts.
+volume() {
+    local each number
+    export FARPOINT_SHAPE="${*:3}"
+    say "a volume of $2 ${FARPOINT_SHAPE:-without options}"
+    rm -rf "$share" "$work"/*.disk
+    mkdir "$share"
+    files=()
+    for each in "primary:$2" "secondary:$2" metadata:1M scratch:8M; do
+        files+=("$work/${each%:*}.disk")
+        truncate --size="${each#*:}" "${files[-1]}"
+    done
+    for ((number = 0; number < $1; number++)); do cut_once "$number"; done
+    come_back "$number"
+    transactions=$((transactions + $(cat "$share"/ack.* | awk '{ sum += $1 } END { print sum }')))
+    increments=$((increments + $(<"$share/started")))
+}
+
+share=$work/share kernel=()
+[[ -z ${FARPOINT_KERNEL:-} ]] || kernel=(--kernel "$FARPOINT_KERNEL")
+say "seed $seed (FARPOINT_SEED)"
+RANDOM=$seed
+cuts=0 lost=0 void=0 transactions=0 increments=0
+# An intent log takes more than one intent page: many small regions.
+plain=(64M) logged=(160M --track-size=4KiB --region-size=4KiB)
+if [[ -n ${FARPOINT_LONG:-} ]]; then
+    volume 10 "${plain[@]}"
+    volume 10 "${logged[@]}"
+elif ((seed % 2 == 0)); then
+    volume 2 "${plain[@]}"
+else
+    volume 2 "${logged[@]}"
+fi
 ((void > 0)) || fail "none of the cuts hit an increment"
 echo "figure: cuts=$cuts"
 echo "figure: lost_sectors=$lost"
-echo "figure: transactions=$(cat "$share"/ack.* | awk '{ sum += $1 } END { print sum }')"
-echo "figure: increments=$(cat "$share/started")"
+echo "figure: transactions=$transactions"
+echo "figure: increments=$increments"
 echo "figure: void=$void"
