@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// Most users that are named.
 const NAMED_MAX: usize = 5;
+/// udev looks at a device whenever somebody has written to it, for an instant, and loses nothing if that fails.
+const LOOKING: [&str; 2] = ["(udev-worker)", "systemd-udevd"];
 /// How long the kernel may take to open a device.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -76,20 +78,17 @@ fn claimed(device: &str) -> Option<String> {
 }
 
 fn processes(numbers: &[String]) -> Vec<String> {
-    let own = std::process::id().to_string();
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let others = processes.filter(|entry| entry.file_name().to_str().is_some_and(|name| name != own));
-    let has_open = |process: &fs::DirEntry| {
-        let files = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+    let has_open = |process: u32| {
+        let files = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
         let mut opened = files.filter_map(|file| fs::metadata(file.path()).ok());
         opened.any(|file| file.file_type().is_block_device() && numbers.contains(&number(file.rdev())))
     };
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let others = all.filter(|process| *process != std::process::id() && has_open(*process));
     others
-        .filter(|process| process.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))
-        .filter(has_open)
-        .map(|process| {
-            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            format!("open in process {} ({})", process.file_name().display(), command.trim())
-        })
+        .map(|process| (process, fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default()))
+        .filter(|(_, command)| !LOOKING.contains(&command.trim()))
+        .map(|(process, command)| format!("open in process {process} ({})", command.trim()))
         .collect()
 }

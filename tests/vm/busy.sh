@@ -26,6 +26,13 @@ refused "down while it is open" 8 "*process $! (sleep)*" fp down vol0
 kill "$!"
 wait "$!" 2>/dev/null || true
 
+cp /bin/sleep "$work/(udev-worker)"
+background "$work/(udev-worker)" 600 <"$dev"
+say "udev keeps nobody"
+fp down vol0
+bring_up vol0
+in_sync vol0
+
 map upon "0 8192 linear $dev 0"
 refused "down while something is built on it" 8 "*used by /dev/dm-*" fp down vol0
 dmsetup remove --noudevrules --noudevsync upon
