@@ -197,7 +197,7 @@ impl Volume {
             Err(error) => {
                 drop(serve);
                 // When both have ended no region is cleared any more.
-                let _ = (drain.join(), kept.stop());
+                let _ = (drain.end(), kept.stop());
                 Err(error.into())
             }
         }
@@ -232,11 +232,7 @@ impl Volume {
         // Without its device nobody's write need be refused because metadata hangs: it waits, as all of them do.
         let stopped = if keep_device { device.hand_over() } else { kept.while_attended(move || device.stop()) };
         self.mailbox.tell(Message::Stop);
-        match self.drain.join() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(VolumeError::Ended(error)),
-            Err(_) => return Err(VolumeError::Ended(io::Error::other("its thread has panicked"))),
-        }
+        self.drain.end().map_err(VolumeError::Ended)?;
         let kept = kept.stop();
         stopped?;
         // What the secondary has, it has durably. Were the primary's cache lost after a clean stop, nobody would know.
@@ -320,7 +316,7 @@ impl Volume {
 
     /// What of it has ended although nobody stopped it; it can then only be taken down.
     pub fn broken(&self) -> Option<&'static str> {
-        if self.drain.is_finished() {
+        if self.drain.thread.is_finished() {
             Some("its drain has ended by itself")
         } else if self.device.has_ended() {
             Some("its device was stopped or removed from outside, or a queue of it has failed")
@@ -336,12 +332,29 @@ fn start_drain(spec: &Spec, parts: Parts) -> Result<(DrainThread, mpsc::SyncSend
     let uploader = Uploader::new(parts, spec.window, usize::try_from(run_bytes(spec)).unwrap_or(usize::MAX));
     let uploader = uploader.map_err(VolumeError::Drain)?;
     let (serve, served) = mpsc::sync_channel(1);
-    let run = move || if served.recv().is_ok() { uploader.run() } else { Ok(()) };
+    let (done, result) = mpsc::channel();
+    let run = move || {
+        let result = if served.recv().is_ok() { uploader.run() } else { Ok(drop(uploader)) };
+        let _ = done.send(result);
+    };
     let thread = thread::Builder::new().name(format!("{}-drain", spec.name)).spawn(run);
-    Ok((thread.map_err(VolumeError::Drain)?, serve))
+    Ok((DrainThread { thread: thread.map_err(VolumeError::Drain)?, result }, serve))
 }
 
-type DrainThread = JoinHandle<io::Result<()>>;
+/// What is waited for is what the thread has to say, never its end: the kernel keeps a thread for which a worker of its
+/// makes zeroes or flushes until that is answered, and the secondary may hang (H21).
+#[derive(Debug)]
+struct DrainThread {
+    thread: JoinHandle<()>,
+    result: mpsc::Receiver<io::Result<()>>,
+}
+
+impl DrainThread {
+    /// Waits for what came of it, once it has been told to stop.
+    fn end(&self) -> io::Result<()> {
+        self.result.recv().unwrap_or_else(|_| Err(io::Error::other("its thread has panicked")))
+    }
+}
 
 /// Before-images that a volume has memory for.
 fn image_count(spec: &Spec) -> usize {

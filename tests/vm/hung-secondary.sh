@@ -1,7 +1,8 @@
 #!/bin/bash
 # A secondary that does not answer at all, neither well nor badly: no write of the host waits for it longer than the bound
 # that farpoint states, in normal mode and during an increment with collisions, under both policies and with a pool of
-# before-images that runs full; and afterwards both sides become equal (P5, P6, H13, H21).
+# before-images that runs full; and afterwards both sides become equal. A volume whose secondary does not answer can be
+# taken down (P5, P6, H13, H21).
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -64,4 +65,23 @@ at_most "longest wait of a write by farpoint's own account, in microseconds" $((
     "$(field vol0 .counters.write_wait_us_max)"
 figure bound_ms "$bound_ms"
 fp down vol0
+
+# Zeroes are made by a worker of the kernel, which cannot be interrupted.
+say "down while it does not answer to zeroes"
+ram_disk 1 16 zeroed
+make_volume vol1 "$(sparse primary1 16M)" "$node"
+in_sync vol1
+fp pause vol1
+dd if=/dev/zero of="$dev" bs=1M count=16 oflag=direct conv=notrunc status=none
+dmsetup suspend --noudevsync --nolockfs --noflush zeroed
+fp resume vol1
+wait_for "the link to be stalled" in_state vol1 .link stalled
+fp --timeout "$patience" down vol1
+expect "the state" down "$(field vol1 .state)"
+at_least "tracks out of sync" 1 "$(field vol1 .out_of_sync_tracks)"
+dmsetup resume --noudevsync zeroed
+bring_up vol1
+in_sync vol1
+equal "$work/primary1" "$node"
+fp down vol1
 stop_daemon

@@ -81,8 +81,13 @@ sleep 2
 remap metadata "0 16384 delay /dev/ram0 0 0 /dev/ram0 0 300"
 sleep 2
 dmsetup suspend --noudevsync --nolockfs --noflush secondary
-stop_daemon
+stops=$(grep --count 'INFO vol0 is down' "$work/daemon.log" || true)
+kill -TERM "$daemon"
+is_down() { (($(grep --count 'INFO vol0 is down' "$work/daemon.log") > stops)); }
+wait_for "the volume to be stored" is_down
+# The process does not end before the secondary answers, if it was just being flushed.
 dmsetup resume --noudevsync secondary
+stop_daemon
 remap metadata "$good"
 start_daemon
 wait_for "the device to be taken back" is_served
