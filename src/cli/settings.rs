@@ -60,6 +60,15 @@ pub(super) struct Changes {
     /// Longest time a colliding write waits for the secondary before the increment is aborted, 1 to 60000
     #[arg(long, value_name = "MILLISECONDS")]
     collision_wait_ms: Option<u64>,
+    /// Bring the volume up whenever the daemon starts
+    #[arg(long, value_name = "WHETHER")]
+    autostart: Option<Whether>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Whether {
+    Yes,
+    No,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -82,6 +91,7 @@ impl Changes {
             run_timer_ms: self.run_timer_ms,
             increment_timer_ms: self.increment_timer_ms,
             collision_wait_ms: self.collision_wait_ms,
+            autostart: self.autostart.map(|whether| whether == Whether::Yes),
         };
         if change != SettingsChange::default() {
             change.check()?;

@@ -112,7 +112,8 @@ fn render_volume(lines: &mut Lines, volume: &VolumeReport, colored: bool) {
 }
 
 fn render_settings(lines: &mut Lines, settings: &Settings) {
-    let Settings { collision_policy, bandwidth_limit, run_timer_ms, increment_timer_ms, collision_wait_ms } = settings;
+    let Settings { collision_policy, bandwidth_limit, run_timer_ms, increment_timer_ms, collision_wait_ms, autostart } =
+        settings;
     lines.line(INDENT).raw(
         "collision-policy",
         match collision_policy {
@@ -124,6 +125,7 @@ fn render_settings(lines: &mut Lines, settings: &Settings) {
     lines.raw("bandwidth-limit", &limit).raw("run-timer", &format!("{run_timer_ms}ms"));
     lines.raw("increment-timer", &format!("{increment_timer_ms}ms"));
     lines.raw("collision-wait", &format!("{collision_wait_ms}ms"));
+    lines.raw("autostart", units::yes(*autostart));
 }
 
 /// Under the names of the report, so that a new counter is shown without a change here.

@@ -28,10 +28,11 @@ pub(super) enum Phase {
     Failed(String),
 }
 
-/// The volume's device has outlived the daemon that served it: its I/O waits until it is taken back or removed.
+/// The volume is to come up as soon as it can: it is to be up whenever the daemon runs, or its device has outlived the
+/// daemon that served it and holds its users' I/O until it is taken back or removed.
 pub(super) struct Waiting {
-    pub device: Leftover,
-    /// Why it could not be taken back, once that was tried.
+    pub device: Option<Leftover>,
+    /// Why it could not come up, once that was tried.
     pub why: Option<String>,
     /// When it is tried again, and after how long the next time.
     pub again: Instant,
@@ -39,7 +40,7 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    pub fn new(device: Leftover) -> Self {
+    pub fn new(device: Option<Leftover>) -> Self {
         Self { device, why: None, again: Instant::now(), pause: AGAIN_MIN }
     }
 
@@ -67,6 +68,8 @@ pub(super) struct Entry {
     pub phase: Phase,
     /// Only while it is not up.
     pub waiting: Option<Waiting>,
+    /// It was there before the daemon, and is to come up with it.
+    pub to_start: bool,
     /// Where the metadata is.
     pub media_path: PathBuf,
     /// The metadata as it was found by the last start, or left by the last stop.
@@ -130,6 +133,7 @@ impl Entry {
             config,
             phase: Phase::Down,
             waiting: None,
+            to_start: false,
             full_copy: known.full_copy(),
             media_path,
             known,
@@ -188,11 +192,14 @@ impl Entry {
                 None => Ok(volume),
                 Some(why) => state(format!("the volume has failed: {}", broken(why))),
             },
-            Phase::Down if self.waiting.is_some() => state(
-                "the volume's device waits to be taken back; bring the volume up, or remove the device with down"
-                    .to_owned(),
-            ),
-            Phase::Down => state("the volume is down; bring it up first".to_owned()),
+            Phase::Down => match &self.waiting {
+                Some(Waiting { device: Some(_), .. }) => state(
+                    "the volume's device waits to be taken back; bring the volume up, or remove the device with down"
+                        .to_owned(),
+                ),
+                Some(_) => state("the volume waits until it can come up; see farpoint status".to_owned()),
+                None => state("the volume is down; bring it up first".to_owned()),
+            },
             Phase::Busy(what) => state(format!("the volume is {what}; try again when that is done")),
             Phase::Failed(why) => state(format!("the volume has failed: {why}; take it down")),
         }
@@ -215,6 +222,7 @@ impl Entry {
             track_size: self.config.track_size,
             queues: self.config.queues,
             depth: self.config.depth,
+            number: self.config.number,
             owner: self.known.superblock.owner(),
             waiting: None,
             image_bytes: self.config.image_pool,

@@ -128,20 +128,23 @@ impl Controller {
         });
     }
 
-    pub(super) fn looked(&mut self, name: String, found: Result<Described, Failure>) {
-        self.looking.remove(&name);
+    pub(super) fn looked(&mut self, name: &str, found: Result<Described, Failure>) {
+        self.looking.remove(name);
         match found {
-            Ok(_) if self.volumes.contains_key(&name) || self.creating.contains(&name) => {}
+            Ok(_) if self.volumes.contains_key(name) || self.creating.contains(name) => {}
             Ok((volume, known)) => {
-                if self.left_out.remove(&name) {
+                if self.left_out.remove(name) {
                     tracing::info!("{name}: it is known again");
                 }
-                self.add(name, *volume, *known);
+                self.add(name.to_owned(), *volume, *known);
+                if let Some(entry) = self.volumes.get_mut(name) {
+                    entry.to_start = entry.settings.autostart;
+                }
                 // A device that waits for a volume that was not known may be its own.
                 self.strangers = Some(Instant::now());
             }
             Err(failure) => {
-                if self.left_out.insert(name.clone()) {
+                if self.left_out.insert(name.to_owned()) {
                     tracing::warn!("{name}: left out: {failure}; then restart the daemon");
                 }
             }
@@ -158,7 +161,7 @@ impl Controller {
     fn own_devices(&self) -> Vec<u32> {
         let own = |entry: &Entry| match &entry.phase {
             Phase::Up(volume) => Some(volume.device_id()),
-            _ => entry.waiting.as_ref().map(|waiting| waiting.device.id),
+            _ => entry.waiting.as_ref().and_then(|waiting| Some(waiting.device.as_ref()?.id)),
         };
         self.volumes.values().filter_map(own).collect()
     }

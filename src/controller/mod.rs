@@ -199,7 +199,7 @@ impl Controller {
             Note::Timer(number, event) => self.timer(number, event),
             Note::Created(name, result, reply) => self.created(&name, result, reply),
             Note::Up(name, result, reply) => self.is_up(&name, result, reply),
-            Note::Looked(name, found) => self.looked(name, found),
+            Note::Looked(name, found) => self.looked(&name, found),
             Note::Found(names, devices) => self.found(names, devices),
             Note::Removed(name, result, reply) => self.removed(&name, result, reply),
             Note::Devices(found, reply) => self.listed(found, reply),

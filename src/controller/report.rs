@@ -86,7 +86,7 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
         state,
         reason,
         warnings: Vec::new(),
-        device: entry.waiting.as_ref().map(|waiting| waiting.device.path()),
+        device: entry.waiting.as_ref().and_then(|waiting| Some(waiting.device.as_ref()?.path())),
         size: superblock.primary.size,
         track_size: entry.config.track_size,
         primary: entry.config.primary.display().to_string(),

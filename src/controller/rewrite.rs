@@ -11,9 +11,10 @@ pub(super) fn changed(text: &str, change: &SettingsChange) -> Result<String, Fai
     // A setting has the same name in a request and in a file.
     let settings = serde_json::to_value(change).map_err(|error| failed(error.to_string()))?;
     for (key, setting) in settings.as_object().into_iter().flatten() {
-        let new: Value = match (setting.as_i64(), setting.as_str()) {
-            (Some(number), _) => number.into(),
-            (_, Some(word)) => word.into(),
+        let new: Value = match (setting.as_i64(), setting.as_str(), setting.as_bool()) {
+            (Some(number), ..) => number.into(),
+            (_, Some(word), _) => word.into(),
+            (.., Some(whether)) => whether.into(),
             _ => return Err(failed(format!("{key} has a value that cannot be written; report this as a bug"))),
         };
         match document.get_mut(key).and_then(|item| item.as_value_mut()) {
@@ -41,11 +42,12 @@ mod tests {
         let change = SettingsChange {
             bandwidth_limit: Some(65536),
             collision_policy: Some(CollisionPolicy::SendFirst),
+            autostart: Some(true),
             ..SettingsChange::default()
         };
         let expected = "# the database's disk\nprimary = '/dev/a' # fast\nsecondary = '/dev/b'\n\n\
                         bandwidth_limit = 65536   # the link is slow\nqueues = 2\n\
-                        collision_policy = \"send-first\"\n# the end\n";
+                        autostart = true\ncollision_policy = \"send-first\"\n# the end\n";
         assert_eq!(changed(text, &change), Ok(expected.to_owned()));
         assert_eq!(changed(expected, &change), Ok(expected.to_owned()), "a second time changes nothing");
         assert_eq!(changed(text, &SettingsChange::default()), Ok(text.to_owned()));

@@ -1,7 +1,7 @@
 //! Devices that have outlived the daemon that served them: each is taken back by bringing its volume up again, with its
-//! users noticing a pause and no error; what cannot be taken back waits, is tried again, and can be removed. A daemon
-//! that is told to end leaves those that are in use to the next one: a restart, for a new version say, takes nothing
-//! from anybody.
+//! users noticing a pause and no error; what cannot be taken back waits, is tried again, and can be removed. Volumes
+//! that come up with the daemon wait in the same way. A daemon that is told to end leaves the devices that are in use
+//! to the next one: a restart, for a new version say, takes nothing from anybody.
 
 use super::api::{Done, Failure, FailureKind, Response};
 use super::entry::{Entry, Phase, Waiting};
@@ -47,7 +47,7 @@ impl Controller {
             match self.volumes.iter_mut().find(|(_, entry)| entry.known.superblock.owner() == owner) {
                 Some((name, entry)) if device.waits && matches!(entry.phase, Phase::Down) => {
                     tracing::info!("{name}: {path} has outlived its daemon; taking it back");
-                    entry.waiting = Some(Waiting::new(device));
+                    entry.waiting = Some(Waiting::new(Some(device)));
                 }
                 None if device.is_held() => {
                     if !told {
@@ -59,6 +59,11 @@ impl Controller {
                     self.strangers = Some(Instant::now() + LOOK_AGAIN);
                 }
                 _ => {}
+            }
+        }
+        for entry in self.volumes.values_mut() {
+            if std::mem::take(&mut entry.to_start) && matches!(entry.phase, Phase::Down) && entry.waiting.is_none() {
+                entry.waiting = Some(Waiting::new(None));
             }
         }
         // All of them are known before the first one opens its files, which may be on another.

@@ -147,6 +147,7 @@ fn verbs() -> Vec<Case> {
         (set(r#"{"run_timer_ms":60001}"#), INVALID_PARAMS, "run_timer_ms: 60001 is not allowed"),
         (set(r#"{"increment_timer_ms":999}"#), INVALID_PARAMS, "increment_timer_ms: 999 is not allowed"),
         (set(r#"{"increment_timer_ms":86400001}"#), INVALID_PARAMS, "increment_timer_ms: 86400001 is not allowed"),
+        (set(r#"{"autostart":"yes"}"#), INVALID_PARAMS, "expected a boolean"),
         (set(r#"{"collision_wait_ms":0}"#), INVALID_PARAMS, "collision_wait_ms: 0 is not allowed"),
         (set(r#"{"bandwidth_limit":1}"#), INVALID_PARAMS, "bandwidth_limit: 1 is not allowed; it must be 0 or 65536"),
         (set(r#"{"bandwidth_limit":18446744073709551615}"#), INVALID_PARAMS, "bandwidth_limit: 18446744073709551615"),

@@ -28,6 +28,7 @@ fn change() -> impl Strategy<Value = SettingsChange> {
         run_timer_ms: timers.0,
         increment_timer_ms: timers.1,
         collision_wait_ms: timers.2,
+        autostart: timers.0.map(|ms| ms % 2 == 0),
     })
 }
 

@@ -123,7 +123,7 @@ need_tools() {
     # shellcheck source-path=SCRIPTDIR source=../../scripts/lib/install.sh
     . "$top/scripts/lib/install.sh"
     install_missing jq:jq fio:fio python3:python3 sqlite3:sqlite3 dmsetup:dmsetup mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs \
-        mkfs.btrfs:btrfs-progs modprobe:kmod systemctl:systemd
+        mkfs.btrfs:btrfs-progs modprobe:kmod systemctl:systemd udevadm:udev
 }
 
 # The guest does not build: its processor is emulated.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The guest of service.sh: the unit under systemd. The daemon says when it is ready; killed, or silent for longer than the
 # watchdog allows, it is started again and takes its devices back; a restart leaves what is in use to the next daemon; and a
-# stop takes down what nobody uses (H22, H27).
+# stop takes down what nobody uses (H22, H27). Volumes come up with the daemon, in time for /etc/fstab.
 
 set -euo pipefail
 tree=$(cd "${BASH_SOURCE[0]%/*}/../.." && pwd -P)
@@ -34,8 +34,10 @@ launch_systemd() {
 
 has_child() { pgrep --parent "$1"; }
 
-# ctl VERB...: systemctl, which talks only to one who sees it.
-ctl() { nsenter --target "$systemd" --pid --mount systemctl "$@"; }
+# inside COMMAND...: where systemd is; it talks only to one whom it sees.
+inside() { nsenter --target "$systemd" --pid --mount "$@"; }
+
+ctl() { inside systemctl "$@"; }
 
 property() { ctl show --property="$1" --value farpoint.service; }
 
@@ -66,9 +68,10 @@ launch_systemd
 ctl start farpoint.service
 expect "the unit" "active" "$(property ActiveState)"
 expect "its program, to systemd" "notify running" "$(property Type) $(property SubState)"
-expect "what the log says" "*ready*" "$(nsenter --target "$systemd" --pid --mount journalctl --unit=farpoint --output=cat)"
+expect "what the log says" "*ready*" "$(inside journalctl --unit=farpoint --output=cat)"
 
-make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)"
+make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)" --number 100 --autostart yes
+expect "its device" /dev/ublkb100 "$dev"
 mkfs.ext4 -q "$dev"
 in_sync vol0
 mount_at "$dev" "$work/mnt"
@@ -112,3 +115,35 @@ ctl stop farpoint.service
 equal "$work/primary" "$work/secondary"
 e2fsck -f -n "$work/primary" >"$work/fsck" 2>&1 || fail "fsck: $(cat "$work/fsck")"
 figure commits "$(<"$work/committed")"
+
+say "mounted as the machine starts"
+mkdir /mnt/vol0
+echo "$dev /mnt/vol0 ext4 _netdev,x-systemd.requires=farpoint.service 0 2" >>/etc/fstab
+ctl daemon-reload
+inside systemd-analyze verify --generators=yes --man=no local-fs.target multi-user.target >"$work/verify" 2>&1 || true
+! grep --quiet cycle "$work/verify" || fail "the mount and the service wait for each other"
+ctl start mnt-vol0.mount
+expect "the file there" "$(<"$work/committed")" "$(inside cat /mnt/vol0/number)"
+expect "the volume that is not to come up" down "$(field vol1 .state)"
+ctl stop mnt-vol0.mount farpoint.service
+[[ ! -e $dev ]] || fail "$dev is left though nobody used it"
+
+say "its secondary is away when the daemon starts"
+mv "$work/secondary" "$work/away"
+ctl start farpoint.service
+wait_for "the volume to wait" in_state vol0 .state waiting
+expect "why" "*secondary*does not exist*" "$(field vol0 .reason)"
+refused "start" 4 "*waits until it can come up*" fp start vol0
+mv "$work/away" "$work/secondary"
+wait_for "the volume to come up" in_state vol0 .state normal
+fp down vol0
+mv "$work/secondary" "$work/away"
+ctl restart farpoint.service
+wait_for "the volume to wait" in_state vol0 .state waiting
+fp down vol0
+expect "state after down" down "$(field vol0 .state)"
+mv "$work/away" "$work/secondary"
+fp set vol0 --autostart no
+ctl restart farpoint.service
+expect "state without autostart" down "$(field vol0 .state)"
+ctl stop farpoint.service

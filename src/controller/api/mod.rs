@@ -215,6 +215,9 @@ pub struct SettingsChange {
     /// Milliseconds a colliding write may wait for the secondary before the increment is aborted, 1 to 60000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collision_wait_ms: Option<u64>,
+    /// Whether the volume comes up whenever the daemon starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autostart: Option<bool>,
 }
 
 impl SettingsChange {
@@ -244,6 +247,7 @@ impl SettingsChange {
         settings.run_timer_ms = self.run_timer_ms.unwrap_or(settings.run_timer_ms);
         settings.increment_timer_ms = self.increment_timer_ms.unwrap_or(settings.increment_timer_ms);
         settings.collision_wait_ms = self.collision_wait_ms.unwrap_or(settings.collision_wait_ms);
+        settings.autostart = self.autostart.unwrap_or(settings.autostart);
     }
 }
 

@@ -143,6 +143,8 @@ pub struct Settings {
     pub run_timer_ms: u64,
     pub increment_timer_ms: u64,
     pub collision_wait_ms: u64,
+    /// Whether the volume comes up whenever the daemon starts.
+    pub autostart: bool,
 }
 
 impl Default for Settings {
@@ -153,6 +155,7 @@ impl Default for Settings {
             run_timer_ms: 1_000,
             increment_timer_ms: 600_000,
             collision_wait_ms: 1_000,
+            autostart: false,
         }
     }
 }
