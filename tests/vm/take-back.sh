@@ -7,8 +7,9 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
-cycles=4 bank=${BASH_SOURCE[0]%/tests/*}/scripts/lib/demo-bank.py
-[[ -z $long ]] || cycles=100
+cycles=4 size=32M bank=${BASH_SOURCE[0]%/tests/*}/scripts/lib/demo-bank.py
+# The database grows.
+[[ -z $long ]] || cycles=100 size=256M
 
 # kill_and_start: at a random moment, and not always at once.
 kill_and_start() {
@@ -22,7 +23,7 @@ kill_and_start() {
 is_served() { [[ $(field vol0 .state) == @(normal|increment-*|aborting) ]]; }
 
 start_daemon
-make_volume vol0 "$(sparse primary 32M)" "$(sparse secondary 32M)" --image-pool 4MiB --queues 2 --depth 32
+make_volume vol0 "$(sparse primary "$size")" "$(sparse secondary "$size")" --image-pool 4MiB --queues 2 --depth 32
 fp set vol0 --run-timer-ms 20000 --collision-wait-ms 5000
 first=$dev
 in_sync vol0
