@@ -73,7 +73,10 @@ fn judge_volume(volume: &VolumeReport, lag_max: Duration) -> (Verdict, String) {
     let said = |verdict, text: String| (verdict, format!("{name} {text}"));
     match (volume.state, volume.link) {
         (VolumeState::Failed, _) => said(Verdict::Critical, format!("failed{reason}")),
-        (VolumeState::Waiting, _) => said(Verdict::Critical, format!("waits to be taken back{reason}")),
+        (VolumeState::Waiting, _) if volume.device.is_some() => {
+            said(Verdict::Critical, format!("waits to be taken back{reason}"))
+        }
+        (VolumeState::Waiting, _) => said(Verdict::Critical, format!("waits to come up{reason}")),
         (VolumeState::Down, _) => said(Verdict::Degraded, "is down".to_owned()),
         (_, LinkState::Failing | LinkState::Down) => {
             said(Verdict::Critical, format!("secondary {}{reason}", volume.link.word()))

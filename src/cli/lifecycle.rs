@@ -58,9 +58,6 @@ struct Shape {
     /// Requests in each queue, 1 to 256 [default: 128]
     #[arg(long, value_name = "COUNT")]
     depth: Option<u16>,
-    /// The device is always /dev/ublkbN; up is refused while there is another of that number [default: the first free]
-    #[arg(long, value_name = "N")]
-    number: Option<u32>,
     /// Memory for before-images, up to 16GiB [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     image_pool: Option<u64>,
@@ -97,10 +94,10 @@ enum When {
 
 impl Shape {
     fn is_given(&self) -> bool {
-        let Self { track_size, region_size, queues, depth, number, image_pool, drain_window, direct, checksums } = self;
+        let Self { track_size, region_size, queues, depth, image_pool, drain_window, direct, checksums } = self;
         let sizes = [track_size, region_size, image_pool].into_iter().any(Option::is_some);
         let counts = [queues, depth, drain_window].into_iter().any(Option::is_some);
-        sizes || counts || number.is_some() || direct.is_some() || checksums.is_some()
+        sizes || counts || direct.is_some() || checksums.is_some()
     }
 
     fn apply(&self, volume: &mut VolumeConfig) -> Result<(), Failure> {
@@ -108,7 +105,6 @@ impl Shape {
         volume.region_size = self.region_size.unwrap_or(volume.region_size);
         volume.queues = self.queues.unwrap_or(volume.queues);
         volume.depth = self.depth.unwrap_or(volume.depth);
-        volume.number = self.number;
         volume.image_pool = self.image_pool.unwrap_or(volume.image_pool);
         volume.drain_window = self.drain_window.unwrap_or(volume.drain_window);
         volume.direct = match self.direct {
@@ -124,7 +120,6 @@ impl Shape {
         limits::check_region_size(volume.region_size, volume.track_size)?;
         limits::QUEUES.check("queues", volume.queues.into())?;
         limits::DEPTH.check("depth", volume.depth.into())?;
-        volume.number.map_or(Ok(()), |number| limits::DEVICE_NUMBER.check("number", number.into()))?;
         limits::IMAGE_POOL.check("image_pool", volume.image_pool)?;
         limits::DRAIN_WINDOW.check("drain_window", volume.drain_window.into())
     }

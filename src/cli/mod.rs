@@ -107,7 +107,7 @@ enum Command {
     /// Show the state of volumes, or check it for monitoring
     Status(status::Status),
     /// List the devices of farpoint volumes, those that have outlived their daemon as well
-    Devices,
+    Devices(devices::List),
     /// Remove a device that has outlived its daemon and whose volume no longer exists
     RemoveDevice(devices::Remove),
     /// Begin an increment: cut all named volumes at once and hold new writes until run
@@ -147,7 +147,7 @@ impl Command {
             Self::Up(_) => "up",
             Self::Down(_) => "down",
             Self::Status(_) => "status",
-            Self::Devices => "devices",
+            Self::Devices(_) => "devices",
             Self::RemoveDevice(_) => "remove-device",
             Self::Start(_) => "start",
             Self::Run(_) => "run",
@@ -223,7 +223,7 @@ impl Cli {
             Command::Up(up) => up.run(&context),
             Command::Down(down) => down.run(&context),
             Command::Status(status) => status.run(&context),
-            Command::Devices => devices::list(&context),
+            Command::Devices(command) => command.run(&context),
             Command::RemoveDevice(remove) => remove.run(&context),
             Command::Start(start) => start.run(&context),
             Command::Run(volumes) => volumes.run(&context),

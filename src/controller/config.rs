@@ -13,8 +13,8 @@ use super::limits;
 use super::rewrite;
 use super::values::{
     bandwidth_limit_in_limit, collision_wait_in_limit, depth_in_limit, drain_window_in_limit, image_pool_in_limit,
-    increment_timer_in_limit, number_in_limit, path, queues_in_limit, region_size_in_limit, run_timer_in_limit,
-    some_path, track_size_in_limit,
+    increment_timer_in_limit, path, queues_in_limit, region_size_in_limit, run_timer_in_limit, some_path,
+    track_size_in_limit,
 };
 
 /// Where the configuration is unless the command line says otherwise.
@@ -111,9 +111,6 @@ pub struct VolumeConfig {
     pub queues: u16,
     #[serde(default = "depth", deserialize_with = "depth_in_limit")]
     pub depth: u16,
-    /// The number of the device, `N` in `/dev/ublkbN`; without it the first that is free.
-    #[serde(default, deserialize_with = "number_in_limit", skip_serializing_if = "Option::is_none")]
-    pub number: Option<u32>,
     /// Bytes of memory for before-images.
     #[serde(default = "image_pool", deserialize_with = "image_pool_in_limit")]
     pub image_pool: u64,
@@ -190,7 +187,6 @@ impl VolumeConfig {
             region_size: region_size(),
             queues: queues(),
             depth: depth(),
-            number: None,
             image_pool: image_pool(),
             drain_window: drain_window(),
             direct: Direct::Auto,
@@ -509,7 +505,6 @@ mod tests {
         let head = "primary = '/a'\nsecondary = '/b'\n";
         let table = [
             ("queues = 33", "v.toml:3: queues: 33 is not allowed; it must be 1 to 32"),
-            ("number = 1048576", "v.toml:3: number: 1048576 is not allowed; it must be 0 to 1048575"),
             ("autostart = 'yes'", "v.toml:3: autostart: invalid type: string \"yes\", expected a boolean"),
             ("depth = 0", "v.toml:3: depth: 0 is not allowed; it must be 1 to 256"),
             ("track_size = \"3KiB\"", "v.toml:3: track_size: 3072 is not allowed; it must be a power of two from"),
@@ -557,7 +552,7 @@ mod tests {
     fn a_new_volume_never_overwrites_a_file() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let config = Config { directory: directory.path().join("new"), daemon: DaemonConfig::default() };
-        let volume = VolumeConfig { number: Some(100), ..VolumeConfig::new("/dev/a".into(), "/dev/b".into()) };
+        let volume = VolumeConfig::new("/dev/a".into(), "/dev/b".into());
         assert_eq!(config.volume("v").expect_err("missing").kind, FailureKind::NotFound);
         let file = config.write_volume("v", &volume).expect("written");
         assert_eq!(fs::metadata(&file).expect("there").mode() & 0o777, 0o600);

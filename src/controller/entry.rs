@@ -28,9 +28,10 @@ pub(super) enum Phase {
     Failed(String),
 }
 
-/// The volume is to come up as soon as it can: it is to be up whenever the daemon runs, or its device has outlived the
-/// daemon that served it and holds its users' I/O until it is taken back or removed.
+/// The volume comes up as soon as it can.
 pub(super) struct Waiting {
+    /// Has outlived the daemon that served it, and holds its users' I/O until it is taken back or removed. None if the
+    /// volume only comes up with the daemon.
     pub device: Option<Leftover>,
     /// Why it could not come up, once that was tried.
     pub why: Option<String>,
@@ -184,6 +185,12 @@ impl Entry {
         }
     }
 
+    /// Nobody wants it to come up by itself any more. One whose device waits is taken back all the same.
+    pub fn start_no_more(&mut self) {
+        self.to_start = false;
+        self.waiting.take_if(|waiting| waiting.device.is_none());
+    }
+
     /// The running volume, or why there is none.
     pub fn running(&self) -> Result<&Volume, Failure> {
         let state = |what: String| Err(Failure::new(FailureKind::WrongState, what));
@@ -197,7 +204,9 @@ impl Entry {
                     "the volume's device waits to be taken back; bring the volume up, or remove the device with down"
                         .to_owned(),
                 ),
-                Some(_) => state("the volume waits until it can come up; see farpoint status".to_owned()),
+                Some(_) => state(
+                    "the volume waits until it can come up; see farpoint status, or give it up with down".to_owned(),
+                ),
                 None => state("the volume is down; bring it up first".to_owned()),
             },
             Phase::Busy(what) => state(format!("the volume is {what}; try again when that is done")),
@@ -222,7 +231,6 @@ impl Entry {
             track_size: self.config.track_size,
             queues: self.config.queues,
             depth: self.config.depth,
-            number: self.config.number,
             owner: self.known.superblock.owner(),
             waiting: None,
             image_bytes: self.config.image_pool,

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 impl From<VolumeError> for Failure {
     fn from(error: VolumeError) -> Self {
@@ -29,7 +29,7 @@ impl From<VolumeError> for Failure {
     }
 }
 
-/// How long the start waits for metadata that does not answer.
+/// How long a start waits for metadata that does not answer, and an end for volumes that are coming up.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A volume's description and what is known of it.
@@ -145,8 +145,9 @@ impl Controller {
             }
             Err(failure) => {
                 if self.left_out.insert(name.to_owned()) {
-                    tracing::warn!("{name}: left out: {failure}; then restart the daemon");
+                    tracing::warn!("{name}: left out: {failure}; it is looked for again every few seconds");
                 }
+                self.look_for_volumes_later();
             }
         }
     }
@@ -304,7 +305,7 @@ impl Controller {
                 return answer(reply, Ok(Response::Done(Done { volumes: vec![name], warnings: vec![warning] })));
             }
             Ok(Phase::Down) if self.entry(&name).is_ok_and(|entry| entry.waiting.is_some()) => {
-                return self.remove_waiting(name, down.force, reply);
+                return self.give_up_waiting(name, down.force, reply);
             }
             Ok(_) => {
                 let failure = self.entry(&name).and_then(|entry| entry.running().map(drop)).err();
@@ -399,7 +400,7 @@ impl Controller {
         let down = self.entry_mut(&name).and_then(|entry| match entry.phase {
             // While its file is being written it would come back.
             Phase::Down if entry.waiting.is_none() => entry.may_be_set(&name),
-            _ => Err(Failure::new(FailureKind::WrongState, format!("{name} is not down; take it down first"))),
+            _ => Err(Failure::new(FailureKind::WrongState, format!("{name} is up or waits; take it down first"))),
         });
         if let Err(failure) = down {
             return answer(reply, Err(failure));
@@ -444,6 +445,8 @@ impl Controller {
     pub(super) async fn end(mut self, notes: &mut mpsc::UnboundedReceiver<Note>) -> Result<(), Failure> {
         self.ending = true;
         tracing::info!("ending: taking {} volumes down", self.volumes.len());
+        // One that is coming up is then used or not like any other; one that hangs keeps nobody.
+        let _ = timeout(PATIENCE, self.settle(notes)).await;
         let used = self.used().await;
         for name in self.up_now().into_iter().filter(|name| !used.contains(name)) {
             self.take_down(&name, Ending::Force, None);

@@ -18,8 +18,6 @@ pub const TIB: u64 = 1 << 40;
 
 pub const QUEUES: Limit = Limit::new(1, 32);
 pub const DEPTH: Limit = Limit::new(1, 256);
-/// As many as the kernel has.
-pub const DEVICE_NUMBER: Limit = Limit::new(0, (1 << 20) - 1);
 pub const DRAIN_WINDOW: Limit = Limit::new(1, 256);
 pub const TRACK_SIZE: Limit = Limit { low: 4 * KIB, high: MIB, rule: Rule::PowerOfTwo };
 pub const REGION_SIZE: Limit = Limit { low: 4 * KIB, high: REGION_SIZE_MAX, rule: Rule::PowerOfTwo };

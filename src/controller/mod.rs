@@ -82,6 +82,8 @@ pub struct Controller {
     strangers: Option<Instant>,
     increments: BTreeMap<IncrementNo, Running>,
     watchers: Watchers,
+    /// When a volume was last brought up that nobody had asked for.
+    brought_up: Option<Instant>,
     /// Nothing is taken back any more.
     ending: bool,
     notes: mpsc::UnboundedSender<Note>,
@@ -125,6 +127,7 @@ impl Controller {
             strangers: None,
             increments: BTreeMap::new(),
             watchers: Watchers::default(),
+            brought_up: None,
             ending: false,
             // Replaced by `run`, which has the other end.
             notes: mpsc::unbounded_channel().0,
@@ -250,6 +253,9 @@ impl Controller {
             change.apply(&mut entry.settings);
             if let Phase::Up(volume) = &entry.phase {
                 volume.set_policy(entry::policy(&entry.settings));
+            }
+            if !entry.settings.autostart {
+                entry.start_no_more();
             }
             entry.config = entry.config.clone().with_settings(&entry.settings);
             entry.writing = true;

@@ -56,7 +56,7 @@ impl Controller {
                              until a daemon knows that volume"
                         );
                     }
-                    self.strangers = Some(Instant::now() + LOOK_AGAIN);
+                    self.look_for_volumes_later();
                 }
                 _ => {}
             }
@@ -70,7 +70,13 @@ impl Controller {
         self.try_again();
     }
 
-    /// A device waits for a volume that was left out: perhaps its metadata or its file is there again.
+    /// What a volume needs that was left out may be there again, and a device may be waiting for it.
+    pub(super) fn look_for_volumes_later(&mut self) {
+        self.strangers.get_or_insert(Instant::now() + LOOK_AGAIN);
+    }
+
+    /// A device waits for a volume that was left out, or comes up with the daemon: perhaps its metadata or its file is
+    /// there again.
     fn look_for_strangers(&self) {
         let (config, notes) = (self.config.clone(), self.notes.clone());
         spawn_blocking(move || {
@@ -99,8 +105,18 @@ impl Controller {
         let due = |entry: &Entry| {
             matches!(entry.phase, Phase::Down) && entry.waiting.as_ref().is_some_and(|waiting| waiting.again <= now)
         };
-        let names: Vec<_> = self.volumes.iter().filter(|(_, entry)| due(entry)).map(|(name, _)| name.clone()).collect();
+        // Nobody waits for those without a device: one after the other, so that each sees how much memory is left. One
+        // that hangs keeps the others for a while only.
+        let is_recent = self.brought_up.is_some_and(|at| now < at + LOOK_AGAIN);
+        let mut busy = is_recent && self.volumes.values().any(|entry| matches!(entry.phase, Phase::Busy(_)));
+        let mut is_next = |entry: &Entry| {
+            let has_device = entry.waiting.as_ref().is_some_and(|waiting| waiting.device.is_some());
+            due(entry) && (has_device || !std::mem::replace(&mut busy, true))
+        };
+        let next = self.volumes.iter().filter(|(_, entry)| is_next(entry));
+        let names: Vec<_> = next.map(|(name, _)| name.clone()).collect();
         for name in names {
+            self.brought_up = Some(now);
             // Nobody asked; what comes of it is in the log and in the status.
             self.up(name, oneshot::channel().0);
         }
@@ -123,9 +139,13 @@ impl Controller {
         found.into_iter().map(|(name, ..)| name).collect()
     }
 
-    /// `down` of a volume whose device waits: it cannot be saved any more by then, only removed.
-    pub(super) fn remove_waiting(&mut self, name: String, force: bool, reply: Reply) {
+    /// `down` of a volume that waits. Its device, if it has one, cannot be saved any more by then, only removed.
+    pub(super) fn give_up_waiting(&mut self, name: String, force: bool, reply: Reply) {
         let Some(entry) = self.volumes.get_mut(&name) else { return };
+        if entry.waiting.as_ref().is_some_and(|waiting| waiting.device.is_none()) {
+            entry.waiting = None;
+            return answer(reply, Ok(Response::Done(Done::of(vec![name]))));
+        }
         let (owner, notes) = (entry.known.superblock.owner(), self.notes.clone());
         entry.phase = Phase::Busy("going down");
         spawn_blocking(move || {

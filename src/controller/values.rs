@@ -25,10 +25,6 @@ fn number<'de, D: serde::Deserializer<'de>>(deserializer: D, limit: Limit) -> Re
     limit.refusal(value).map_or(Ok(value), |why| Err(serde::de::Error::custom(why)))
 }
 
-pub(super) fn number_in_limit<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    u32::try_from(number(deserializer, limits::DEVICE_NUMBER)?).map(Some).map_err(serde::de::Error::custom)
-}
-
 macro_rules! in_limit {
     ($($name:ident: $type:ty = $limit:ident;)*) => {$(
         pub(super) fn $name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {

@@ -63,8 +63,6 @@ pub struct Shape {
     pub size: u64,
     pub queues: u16,
     pub depth: u16,
-    /// The number that a new device gets; if none, the first that is free.
-    pub number: Option<u32>,
     /// What the device says of its volume.
     pub owner: Owner,
     /// The device of this number waits to be taken back.
@@ -89,11 +87,6 @@ pub enum DeviceError {
         "/dev/ublkb{0} was made over another primary: this one {1}; bring the right one back, or take the volume down"
     )]
     Unfit(i32, &'static str),
-    #[error(
-        "/dev/ublkb{0} exists already, and the volume's device is to have that number; remove the other one, or change \
-         number in the volume's file and restart the daemon"
-    )]
-    Taken(u32),
     #[error("{0}")]
     RunDir(io::Error),
     #[error("a queue of the device has failed, and with it the record of what it had under way; see the log")]
@@ -104,7 +97,7 @@ impl DeviceError {
     /// Whether the device may have been there, and been written to, before it went wrong.
     pub fn may_have_served(&self) -> bool {
         match self {
-            Self::NoDriver | Self::RunDir(_) | Self::Unfit(..) | Self::Taken(_) => false,
+            Self::NoDriver | Self::RunDir(_) | Self::Unfit(..) => false,
             Self::Command(what, _) => *what == START || *what == STOP,
             Self::Stuck(what, _) => *what != ADD && *what != TAKE_BACK,
             Self::Queue => true,
@@ -245,7 +238,7 @@ impl<H: Handler, F: Fn(usize) -> H + Send + Sync + 'static> Service<F> {
     fn run(&self, orders: &Receiver<Order>, answers: &Sender<Answer>) {
         let _ = process::become_io_flusher();
         let control = match self.shape.waiting {
-            None => add(&self.shape),
+            None => add(&self.shape).map_err(|error| command(ADD, &error)),
             Some(id) => self.take_back(id),
         };
         let fail = |error| drop(answers.send(Answer::Failed(error)));
@@ -407,16 +400,10 @@ fn join(threads: Vec<JoinHandle<()>>) {
     }
 }
 
-fn add(shape: &Shape) -> Result<UblkCtrl, DeviceError> {
+fn add(shape: &Shape) -> Result<UblkCtrl, UblkError> {
     // Requests that a killed daemon had in hand are done again by the next one, not failed.
     let flags = sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
-    let id = shape.number.map_or(-1, |number| i32::try_from(number).unwrap_or(i32::MAX));
-    control(id, shape, UblkFlags::UBLK_DEV_F_ADD_DEV, flags.into()).map_err(|error| match shape.number {
-        Some(number) if ublk_queue::describe(&error).kind() == io::ErrorKind::AlreadyExists => {
-            DeviceError::Taken(number)
-        }
-        _ => command(ADD, &error),
-    })
+    control(-1, shape, UblkFlags::UBLK_DEV_F_ADD_DEV, flags.into())
 }
 
 /// Begins to take a device back. The kernel refuses as long as it has not ended what the killed daemon left.

@@ -24,7 +24,7 @@ pub fn of(device: &str) -> Vec<String> {
     let partitions = directories.iter().skip(1).filter_map(|directory| fs::read_to_string(directory.join("dev")).ok());
     let partitions = partitions.map(|number| number.trim().to_owned());
     let numbers: Vec<_> = std::iter::once(number(found.rdev())).chain(partitions).collect();
-    let mut users = mounts(&numbers);
+    let mut users = mounts(device, &numbers);
     users.extend(holders(&directories));
     users.extend(processes(&numbers));
     if users.is_empty() {
@@ -47,13 +47,15 @@ fn directories(device: &str) -> Vec<PathBuf> {
     std::iter::once(whole).chain(partitions).collect()
 }
 
-fn mounts(numbers: &[String]) -> Vec<String> {
+fn mounts(device: &str, numbers: &[String]) -> Vec<String> {
     // Process 1's view: the daemon's own leaves file systems on its devices out.
     let table = fs::read_to_string("/proc/1/mountinfo").unwrap_or_default();
     let mounted = |line: &str| {
         let mut words = line.split(' ');
         let (number, point) = (words.nth(2)?, words.nth(1)?);
-        numbers.iter().any(|one| one == number).then(|| format!("mounted on {point}"))
+        // Some file systems, btrfs for one, have a number of their own.
+        let source = line.split_once(" - ")?.1.split(' ').nth(1)?;
+        (source == device || numbers.iter().any(|one| one == number)).then(|| format!("mounted on {point}"))
     };
     table.lines().filter_map(mounted).collect()
 }

@@ -47,8 +47,6 @@ pub struct Spec {
     pub track_size: u64,
     pub queues: u16,
     pub depth: u16,
-    /// The number that a new device gets; if none, the first that is free.
-    pub number: Option<u32>,
     /// What the device is to say of its volume.
     pub owner: Owner,
     /// The volume's device of this number has outlived its daemon and is taken back, with its queues and depth.
@@ -220,8 +218,8 @@ impl Volume {
             let (tracking, regions, send_first) = (tracking.clone(), regions.clone(), send_first.clone());
             Host::new(queue, depth, tracking, regions, send_first, counters[queue].clone())
         };
-        let Spec { queues, number, owner, waiting, .. } = *spec;
-        let shape = Shape { size: primary.size(), queues, depth, number, owner, waiting };
+        let shape =
+            Shape { size: primary.size(), queues: spec.queues, depth, owner: spec.owner, waiting: spec.waiting };
         UblkDevice::start(&spec.name, shape, primary, shared.clone(), handler)
     }
 

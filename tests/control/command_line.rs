@@ -131,6 +131,12 @@ fn devices_are_a_line_each() {
     assert_eq!(out(&daemon.run(&["devices"])), lines);
     let json: Value = serde_json::from_str(&out(&daemon.run(&["devices", "--json"]))).expect("JSON");
     assert_eq!(json["devices"][1], serde_json::json!({"device": "/dev/ublkb3", "state": "waiting", "volume": null}));
+    assert_eq!(out(&daemon.run(&["devices", "/dev/ublkb0"])), "vol0\n");
+    for unknown in ["/dev/ublkb3", "/dev/ublkb4", "ublkb0", "vol0"] {
+        let refused = daemon.run(&["devices", unknown]);
+        let message = format!("farpoint: devices: \"{unknown}\" is not the device of a volume that is known here\n");
+        assert_eq!((refused.status.code(), String::from_utf8_lossy(&refused.stderr)), (Some(3), message.into()));
+    }
 }
 
 #[test]

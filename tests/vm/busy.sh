@@ -26,10 +26,17 @@ refused "down while it is open" 8 "*process $! (sleep)*" fp down vol0
 kill "$!"
 wait "$!" 2>/dev/null || true
 
-cp /bin/sleep "$work/(udev-worker)"
-background "$work/(udev-worker)" 600 <"$dev"
+worker="$work/(udev-worker)"
+cp /bin/sleep "$worker"
+exec {held}<"$dev"
+"$worker" 600 &
+exec {held}<&-
+jobs+=($!)
+looks() { [[ $(<"/proc/$1/comm") == "(udev-worker)" && $(readlink "/proc/$1/fd/$held") == "$dev" ]]; }
+wait_for "udev" looks $!
 say "udev keeps nobody"
 fp down vol0
+kill "$!"
 bring_up vol0
 in_sync vol0
 

@@ -80,7 +80,7 @@ fp --timeout "$patience" down vol1
 expect "the state" down "$(field vol1 .state)"
 at_least "tracks out of sync" 1 "$(field vol1 .out_of_sync_tracks)"
 dmsetup resume --noudevsync zeroed
-bring_up vol1
+wait_for "the files to be let go" fp up vol1
 in_sync vol1
 equal "$work/primary1" "$node"
 fp down vol1

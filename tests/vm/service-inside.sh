@@ -20,6 +20,7 @@ fp() { farpoint "$@"; }
 launch_systemd() {
     cp "$tree/packaging/farpoint.service" /usr/lib/systemd/system/
     cp "$tree/packaging/farpoint.tmpfiles" /usr/lib/tmpfiles.d/farpoint.conf
+    cp "$tree/packaging/farpoint.rules" /usr/lib/udev/rules.d/65-farpoint.rules
     printf '[Unit]\nDescription=only what the unit needs\n' >/etc/systemd/system/test.target
     mkdir -p /etc/systemd/system/farpoint.service.d
     printf '[Service]\nWatchdogSec=10\nTimeoutAbortSec=1\n' >/etc/systemd/system/farpoint.service.d/test.conf
@@ -50,7 +51,8 @@ commit() {
         number=$((number + 1))
         echo "$number" >"$1/number"
         sync "$1/number"
-        echo "$number" >"$work/committed"
+        echo "$number" >"$work/committed.new"
+        mv "$work/committed.new" "$work/committed"
         sleep 0.05
     done
 }
@@ -68,10 +70,12 @@ launch_systemd
 ctl start farpoint.service
 expect "the unit" "active" "$(property ActiveState)"
 expect "its program, to systemd" "notify running" "$(property Type) $(property SubState)"
-expect "what the log says" "*ready*" "$(inside journalctl --unit=farpoint --output=cat)"
+is_logged() { [[ $(inside journalctl --unit=farpoint --output=cat) == *ready* ]]; }
+wait_for "the log" is_logged
 
-make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)" --number 100 --autostart yes
-expect "its device" /dev/ublkb100 "$dev"
+make_volume vol0 "$(sparse primary 64M)" "$(sparse secondary 64M)" --autostart yes
+named() { [[ $(readlink --canonicalize "/dev/farpoint/$1") == "$2" ]]; }
+wait_for "the name of the device" named vol0 "$dev"
 mkfs.ext4 -q "$dev"
 in_sync vol0
 mount_at "$dev" "$work/mnt"
@@ -118,10 +122,14 @@ figure commits "$(<"$work/committed")"
 
 say "mounted as the machine starts"
 mkdir /mnt/vol0
-echo "$dev /mnt/vol0 ext4 _netdev,x-systemd.requires=farpoint.service 0 2" >>/etc/fstab
+# Without _netdev the mount and the service would wait for each other.
+for options in '' '_netdev,'; do
+    echo "/dev/farpoint/vol0 /mnt/vol0 ext4 ${options}x-systemd.requires=farpoint.service 0 2" >/etc/fstab
+    inside systemd-analyze verify --generators=yes --man=no local-fs.target multi-user.target >"$work/verify" 2>&1 || true
+    cycles=$(grep --count 'ordering cycle.*' "$work/verify") || true
+    [[ -z $options && $cycles != 0 || -n $options && $cycles == 0 ]] || fail "with '$options' $cycles cycles"
+done
 ctl daemon-reload
-inside systemd-analyze verify --generators=yes --man=no local-fs.target multi-user.target >"$work/verify" 2>&1 || true
-! grep --quiet cycle "$work/verify" || fail "the mount and the service wait for each other"
 ctl start mnt-vol0.mount
 expect "the file there" "$(<"$work/committed")" "$(inside cat /mnt/vol0/number)"
 expect "the volume that is not to come up" down "$(field vol1 .state)"
@@ -131,16 +139,27 @@ ctl stop mnt-vol0.mount farpoint.service
 say "its secondary is away when the daemon starts"
 mv "$work/secondary" "$work/away"
 ctl start farpoint.service
-wait_for "the volume to wait" in_state vol0 .state waiting
-expect "why" "*secondary*does not exist*" "$(field vol0 .reason)"
-refused "start" 4 "*waits until it can come up*" fp start vol0
+waits() { in_state vol0 .state waiting && in_state vol0 .reason "*secondary*does not exist*"; }
+cannot_start() { [[ $(fp start vol0 2>&1) == *"waits until it can come up"* ]]; }
+wait_for "the volume to wait" waits
+wait_for "start to be refused" cannot_start
 mv "$work/away" "$work/secondary"
 wait_for "the volume to come up" in_state vol0 .state normal
+
+say "its metadata is away"
+fp down vol0
+mv /var/lib/farpoint/vol0.meta /var/lib/farpoint/away
+ctl restart farpoint.service
+refused "up" 3 "*no such volume*" fp up vol0
+mv /var/lib/farpoint/away /var/lib/farpoint/vol0.meta
+wait_for "the volume to come up" in_state vol0 .state normal
+
+say "given up"
 fp down vol0
 mv "$work/secondary" "$work/away"
 ctl restart farpoint.service
-wait_for "the volume to wait" in_state vol0 .state waiting
-fp down vol0
+wait_for "the volume to wait" waits
+wait_for "the volume to be given up" fp down vol0
 expect "state after down" down "$(field vol0 .state)"
 mv "$work/away" "$work/secondary"
 fp set vol0 --autostart no

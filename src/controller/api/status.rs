@@ -28,7 +28,8 @@ pub struct KernelReport {
 #[serde(rename_all = "kebab-case")]
 pub enum VolumeState {
     Down,
-    /// The device has outlived the daemon that served it; its I/O waits until `up` takes it back or `down` removes it.
+    /// The volume comes up as soon as it can. If it has a device, that has outlived the daemon that served it, and
+    /// holds its I/O until `up` takes it back or `down` removes it.
     Waiting,
     Normal,
     IncrementPending,
