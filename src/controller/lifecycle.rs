@@ -400,7 +400,10 @@ impl Controller {
         let down = self.entry_mut(&name).and_then(|entry| match entry.phase {
             // While its file is being written it would come back.
             Phase::Down if entry.waiting.is_none() => entry.may_be_set(&name),
-            _ => Err(Failure::new(FailureKind::WrongState, format!("{name} is up or waits; take it down first"))),
+            _ => {
+                let why = format!("{name} is not down, or waits to come up; take it down first");
+                Err(Failure::new(FailureKind::WrongState, why))
+            }
         });
         if let Err(failure) = down {
             return answer(reply, Err(failure));
