@@ -159,10 +159,15 @@ mod tests {
     #[test]
     fn each_trouble_has_its_verdict() {
         type Trouble = fn(&mut VolumeReport);
-        let table: [(Trouble, Verdict, &str); 14] = [
+        let table: [(Trouble, Verdict, &str); 15] = [
             (|_| {}, Verdict::Healthy, "OK - 1 volume, lag 0.5s"),
             (|v| v.state = VolumeState::Failed, Verdict::Critical, "CRITICAL - v failed"),
-            (|v| v.state = VolumeState::Waiting, Verdict::Critical, "CRITICAL - v waits to be taken back"),
+            (|v| v.state = VolumeState::Waiting, Verdict::Critical, "CRITICAL - v waits to come up"),
+            (
+                |v| (v.state, v.device) = (VolumeState::Waiting, Some("/dev/ublkb0".to_owned())),
+                Verdict::Critical,
+                "CRITICAL - v waits to be taken back",
+            ),
             (|v| v.state = VolumeState::Down, Verdict::Degraded, "WARNING - v is down"),
             (|v| v.state = VolumeState::Aborting, Verdict::Degraded, "WARNING - v aborting an increment"),
             (|v| v.link = LinkState::Failing, Verdict::Critical, "CRITICAL - v secondary failing"),
