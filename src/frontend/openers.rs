@@ -4,10 +4,11 @@
 //! it is.
 
 use super::watchdog::Limit;
+use crate::storage::{mounts, topology};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Most users that are named.
@@ -20,12 +21,10 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Those who use the device or one of its partitions, in words; none if it is free or not there.
 pub fn of(device: &str) -> Vec<String> {
     let Ok(found) = fs::metadata(device) else { return Vec::new() };
-    let directories = directories(device);
-    let partitions = directories.iter().skip(1).filter_map(|directory| fs::read_to_string(directory.join("dev")).ok());
-    let partitions = partitions.map(|number| number.trim().to_owned());
-    let numbers: Vec<_> = std::iter::once(number(found.rdev())).chain(partitions).collect();
-    let mut users = mounts(device, &numbers);
-    users.extend(holders(&directories));
+    let mut numbers = vec![found.rdev()];
+    numbers.extend(topology::directory(found.rdev()).map(|whole| topology::partitions(&whole)).unwrap_or_default());
+    let mut users = mounted(&numbers);
+    users.extend(holders(&numbers));
     users.extend(processes(&numbers));
     if users.is_empty() {
         users.extend(claimed(device));
@@ -34,34 +33,16 @@ pub fn of(device: &str) -> Vec<String> {
     users
 }
 
-/// As the kernel writes it.
-fn number(device: u64) -> String {
-    format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device))
-}
-
-/// Of the device and then of its partitions, in sysfs.
-fn directories(device: &str) -> Vec<PathBuf> {
-    let whole = Path::new("/sys/block").join(Path::new(device).file_name().unwrap_or_default());
-    let inside = fs::read_dir(&whole).into_iter().flatten().flatten().map(|entry| entry.path());
-    let partitions: Vec<_> = inside.filter(|path| path.join("partition").exists()).collect();
-    std::iter::once(whole).chain(partitions).collect()
-}
-
-fn mounts(device: &str, numbers: &[String]) -> Vec<String> {
+fn mounted(numbers: &[u64]) -> Vec<String> {
     // Process 1's view: the daemon's own leaves file systems on its devices out.
-    let table = fs::read_to_string("/proc/1/mountinfo").unwrap_or_default();
-    let mounted = |line: &str| {
-        let mut words = line.split(' ');
-        let (number, point) = (words.nth(2)?, words.nth(1)?);
-        // Some file systems, btrfs for one, have a number of their own.
-        let source = line.split_once(" - ")?.1.split(' ').nth(1)?;
-        (source == device || numbers.iter().any(|one| one == number)).then(|| format!("mounted on {point}"))
-    };
-    table.lines().filter_map(mounted).collect()
+    let all = mounts::mounts("1").unwrap_or_default();
+    let on_it = all.iter().filter(|mount| mount.block_devices().iter().any(|number| numbers.contains(number)));
+    on_it.map(|mount| format!("mounted on {}", mount.point.to_string_lossy().escape_debug())).collect()
 }
 
-fn holders(directories: &[PathBuf]) -> Vec<String> {
-    let holders = directories.iter().flat_map(|directory| fs::read_dir(directory.join("holders")));
+fn holders(numbers: &[u64]) -> Vec<String> {
+    let directories = numbers.iter().filter_map(|number| topology::directory(*number));
+    let holders = directories.flat_map(|directory| fs::read_dir(directory.join("holders")));
     let names = holders.flatten().flatten();
     names.map(|holder| format!("used by /dev/{}", holder.file_name().display())).collect()
 }
@@ -79,11 +60,11 @@ fn claimed(device: &str) -> Option<String> {
     }
 }
 
-fn processes(numbers: &[String]) -> Vec<String> {
+fn processes(numbers: &[u64]) -> Vec<String> {
     let has_open = |process: u32| {
         let files = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
         let mut opened = files.filter_map(|file| fs::metadata(file.path()).ok());
-        opened.any(|file| file.file_type().is_block_device() && numbers.contains(&number(file.rdev())))
+        opened.any(|file| file.file_type().is_block_device() && numbers.contains(&file.rdev()))
     };
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

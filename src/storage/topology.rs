@@ -121,7 +121,7 @@ fn file_system_devices(file: &File, dev: u64) -> Vec<u64> {
 }
 
 /// Where sysfs describes a block device.
-pub(super) fn directory(dev: u64) -> Option<PathBuf> {
+pub fn directory(dev: u64) -> Option<PathBuf> {
     fs::canonicalize(format!("/sys/dev/block/{}:{}", major(dev), minor(dev))).ok()
 }
 
@@ -137,7 +137,7 @@ pub(super) fn parent_disk(directory: &Path) -> Option<u64> {
 }
 
 /// The partitions of a whole disk, by its directory.
-pub(super) fn partitions(directory: &Path) -> Vec<u64> {
+pub fn partitions(directory: &Path) -> Vec<u64> {
     let parts = entries(directory).into_iter().filter(|entry| entry.join("partition").exists());
     parts.filter_map(|entry| device_number(&entry.join("dev"))).collect()
 }
