@@ -63,8 +63,13 @@ start_daemon() {
 
 # stop_daemon: a clean end, which must succeed.
 stop_daemon() {
-    local status=0
     kill -TERM "$daemon"
+    daemon_ends
+}
+
+# daemon_ends: it has been told to, and must end well; it may have ended already.
+daemon_ends() {
+    local status=0
     wait_for "the daemon to end" gone "$daemon"
     wait "$daemon" || status=$?
     daemon=''
@@ -284,7 +289,7 @@ leave() {
         mountpoint --quiet "${mounts[number]}" && timeout 20 umount --lazy "${mounts[number]}"
     done
     if [[ -n $daemon ]]; then
-        kill -TERM "$daemon"
+        kill -TERM "$daemon" 2>/dev/null
         for ((number = 0; number < 150; number++)); do
             gone "$daemon" && break
             sleep 0.1
@@ -296,7 +301,13 @@ leave() {
             kill -KILL "$daemon"
         fi
     fi
-    wait 2>/dev/null
+    # Not for ever: a writer whose device waits for a daemon cannot be killed.
+    for each in "${jobs[@]}"; do
+        for ((number = 0; number < 50; number++)); do
+            gone "$each" && break
+            sleep 0.1
+        done
+    done
     # The last first: it may be built on others.
     for ((number = ${#mapped[@]} - 1; number >= 0; number--)); do
         timeout 10 dmsetup remove --noudevrules --noudevsync "${mapped[number]}" 2>/dev/null
@@ -306,6 +317,9 @@ leave() {
 }
 trap leave EXIT
 trap 'exit 130' INT TERM
+# A command that ends a test says nothing itself of where it was.
+set -o errtrace
+trap 'say "failed: $BASH_COMMAND (${BASH_SOURCE[0]##*/}, line $LINENO)" >&2' ERR
 
 # tasks_of PID: where its threads are in the kernel.
 tasks_of() {

@@ -87,7 +87,7 @@ is_down() { (($(grep --count 'INFO vol0 is down' "$work/daemon.log") > stops)); 
 wait_for "the volume to be stored" is_down
 # The process does not end before the secondary answers, if it was just being flushed.
 dmsetup resume --noudevsync secondary
-stop_daemon
+daemon_ends
 remap metadata "$good"
 start_daemon
 wait_for "the device to be taken back" is_served
