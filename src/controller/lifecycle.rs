@@ -12,7 +12,7 @@ use crate::frontend::openers;
 use crate::group::VolumeId;
 use crate::metadata::media::{Media, Recovery, Way};
 use crate::metadata::superblock::Superblock;
-use crate::storage::Device;
+use crate::storage::{self, Device};
 use crate::tracking::Epoch;
 use crate::uploader::Report;
 use crate::volume::{Intent, Marks, Spec, Volume, VolumeError};
@@ -29,7 +29,8 @@ impl From<VolumeError> for Failure {
     }
 }
 
-/// How long a start waits for metadata that does not answer, and an end for volumes that are coming up.
+/// How long a start waits for metadata that does not answer, an end for volumes that are coming up, and a stop for what
+/// the kernel still holds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A volume's description and what is known of it.
@@ -362,12 +363,17 @@ impl Controller {
         // Held writes go before anything waits for the device; there is nothing to cut any more.
         volume.retire(true);
         let (name, media, incomplete) = (name.to_owned(), entry.media.take(), entry.full_copy);
+        let parts = [entry.config.primary.clone(), entry.config.secondary.clone(), entry.media_path.clone()];
         spawn_blocking(move || {
             // After a failure nothing is read again: the metadata may hang.
             let result = volume.down(ending == Ending::KeepDevice).map_err(Failure::from).and_then(|tracks| {
                 let media = media.ok_or_else(|| Failure::new(FailureKind::Failed, "its metadata is not open"))?;
                 Ok(Box::new(media::end(&media, tracks, incomplete)?))
             });
+            // Whoever hears of it may mount the primary or take its device apart. A daemon that leaves its device ends.
+            if result.is_ok() && ending != Ending::KeepDevice {
+                parts.iter().for_each(|path| storage::wait_until_free(path, PATIENCE));
+            }
             let _ = notes.send(Note::Down(name, result, reply));
         });
     }

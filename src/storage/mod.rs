@@ -25,7 +25,9 @@ pub mod topology;
 
 pub use error::{ErrorKind, OpenError};
 pub use limits::{Direct, Limits, Zeroing};
-pub use open::{Options, SecondaryOptions, open_metadata, open_primary, open_read_only, open_secondary};
+pub use open::{
+    Options, SecondaryOptions, open_metadata, open_primary, open_read_only, open_secondary, wait_until_free,
+};
 pub use topology::Place;
 
 /// The two kinds of things a volume can be made of.

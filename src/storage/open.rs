@@ -31,6 +31,7 @@ use super::{Device, Identity, Kind, ReadOnly, holders, signature};
 
 /// udev and the last requests of a killed predecessor let go of a device within moments; this is how often one looks.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+const RELEASE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What holds for both kinds of opening.
 #[derive(Debug, Clone)]
@@ -122,6 +123,22 @@ pub fn open_read_only(path: &Path) -> Result<(ReadOnly, Option<String>), OpenErr
         _ => None,
     };
     Ok((ReadOnly(file), by))
+}
+
+/// Waits until nobody has it exclusively or locked any more, at most for `wait`: what this process has let go of is
+/// still held until the kernel has dismantled the rings that knew it. What cannot be looked at is not waited for.
+pub fn wait_until_free(path: &Path, wait: Duration) {
+    let Ok(found) = find(path) else { return };
+    let name = format!("/proc/self/fd/{}", found.name.as_raw_fd());
+    let exclusive = if found.kind == Kind::Block { libc::O_EXCL } else { 0 };
+    let is_held = || match OpenOptions::new().read(true).custom_flags(exclusive).open(&name) {
+        Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+        Err(error) => error.raw_os_error() == Some(libc::EBUSY),
+    };
+    let deadline = Instant::now() + wait;
+    while is_held() && Instant::now() < deadline {
+        thread::sleep(RELEASE_INTERVAL);
+    }
 }
 
 fn no_signature(path: &Path, file: &File) -> Result<(), OpenError> {

@@ -48,4 +48,21 @@ expect "full copy needed" false "$(field vol0 .full_copy_needed)"
 at_most "tracks sent" 1023 "$(field vol0 .counters.drained_tracks)"
 fp down vol0
 equal "$work/primary" "$work/secondary"
+
+say "what a volume was made of can be taken at once"
+ram_disk 0 64 primary
+ram_disk 1 64 secondary
+ram_disk 2 8 metadata
+fp create vol2 --primary /dev/mapper/primary --secondary /dev/mapper/secondary --metadata /dev/mapper/metadata
+# Exclusively, as mount, mdadm and mkfs do.
+take() { python3 -c 'import os, sys; [os.close(os.open(each, os.O_RDWR | os.O_EXCL)) for each in sys.argv[1:]]' "$@"; }
+for each in 1 2 3 4 5; do
+    bring_up vol2
+    dd if=/dev/urandom of="$dev" bs=64K count=20 oflag=direct conv=notrunc status=none
+    fp down vol2
+    # Nothing is left to be done by a daemon that is too busy for it.
+    kill -STOP "$daemon"
+    take /dev/mapper/{primary,secondary,metadata} || fail "after down no. $each something is still held"
+    kill -CONT "$daemon"
+done
 stop_daemon

@@ -31,6 +31,7 @@ say() { echo "-- $*"; }
 figure() { echo "figure: $1=$2"; }
 
 fail() {
+    trap - ERR
     echo "FAILED: $*"
     exit 1
 }
@@ -276,7 +277,7 @@ writer_figures() {
 
 leave() {
     local status=$? each number
-    trap - EXIT
+    trap - EXIT ERR
     set +e
     touch "$work/enough"
     for each in "${mapped[@]}"; do dmsetup resume --noudevsync "$each" 2>/dev/null; done
@@ -290,6 +291,7 @@ leave() {
     done
     if [[ -n $daemon ]]; then
         kill -TERM "$daemon" 2>/dev/null
+        kill -CONT "$daemon" 2>/dev/null
         for ((number = 0; number < 150; number++)); do
             gone "$daemon" && break
             sleep 0.1
