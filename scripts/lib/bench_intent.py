@@ -107,8 +107,12 @@ def measure_intent(bench):
     systems = [system for system in bench.options.systems if system in SYSTEMS]
     if not systems:
         return
-    with bench.wide() as devices:
-        for number in range(bench.options.rounds):
-            first = number % len(systems)
-            for system in systems[first:] + systems[:first]:
-                turn(bench, number, system, devices)
+    try:
+        with bench.wide() as devices:
+            for number in range(bench.options.rounds):
+                first = number % len(systems)
+                for system in systems[first:] + systems[:first]:
+                    turn(bench, number, system, devices)
+    finally:
+        # The last turn may have been a peer's; the other parts need the daemon.
+        os.kill(bench.daemon.pid, signal.SIGCONT)
