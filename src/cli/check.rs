@@ -52,7 +52,12 @@ pub(super) fn judge(answer: &Result<Box<RawValue>, Failure>, lag_max: Duration) 
 
 fn judge_report(report: &StatusReport, lag_max: Duration) -> (Verdict, String) {
     let lag = report.volumes.iter().map(|volume| volume.lag_s).fold(0.0, f64::max);
-    let findings: Vec<_> = report.volumes.iter().map(|volume| judge_volume(volume, lag_max)).collect();
+    let left_out = report.left_out.iter().map(|volume| {
+        let text = format!("{} left out ({})", units::word(&volume.name), units::one_line(&volume.reason, 200));
+        (Verdict::Critical, text)
+    });
+    let judged = report.volumes.iter().map(|volume| judge_volume(volume, lag_max));
+    let findings: Vec<_> = judged.chain(left_out).collect();
     let verdict = match findings.iter().map(|(verdict, _)| *verdict).max() {
         None => return (Verdict::Unknown, "there are no volumes".to_owned()),
         Some(Verdict::Healthy) => {
@@ -109,7 +114,7 @@ mod tests {
     use serde_json::value::to_raw_value;
 
     use super::*;
-    use crate::controller::api::{Counters, FailureKind, KernelReport, Settings};
+    use crate::controller::api::{Counters, FailureKind, KernelReport, LeftOut, Settings};
 
     fn healthy() -> VolumeReport {
         VolumeReport {
@@ -151,8 +156,12 @@ mod tests {
     }
 
     fn judged(volumes: Vec<VolumeReport>) -> (Verdict, String) {
+        judged_with(volumes, Vec::new())
+    }
+
+    fn judged_with(volumes: Vec<VolumeReport>, left_out: Vec<LeftOut>) -> (Verdict, String) {
         let kernel = KernelReport::default();
-        let report = StatusReport { schema: String::new(), version: String::new(), kernel, volumes };
+        let report = StatusReport { schema: String::new(), version: String::new(), kernel, volumes, left_out };
         judge(&Ok(to_raw_value(&report).expect("serializable")), Duration::from_secs(60))
     }
 
@@ -204,6 +213,14 @@ mod tests {
         failed.reason = Some("lost\nit".into());
         let (verdict, line) = judged(vec![healthy(), paused, failed]);
         assert_eq!((verdict, line.as_str()), (Verdict::Critical, "CRITICAL - v secondary paused; v failed (lost it)"));
+    }
+
+    #[test]
+    fn a_volume_that_was_left_out_is_not_passed_over() {
+        let left_out = || vec![LeftOut { name: "w".to_owned(), reason: "no metadata".to_owned() }];
+        let expected = (Verdict::Critical, "CRITICAL - w left out (no metadata)".to_owned());
+        assert_eq!(judged_with(vec![healthy()], left_out()), expected);
+        assert_eq!(judged_with(Vec::new(), left_out()), expected);
     }
 
     #[test]

@@ -59,7 +59,11 @@ pub(super) fn render(report: &StatusReport, verbose: bool, colored: bool) -> Str
             render_counters(&mut lines, &volume.counters);
         }
     }
-    if report.volumes.is_empty() {
+    for volume in &report.left_out {
+        lines.line(&units::word(&volume.name)).raw("state", &paint("left-out", RED, colored));
+        lines.line(INDENT).word("reason", &volume.reason);
+    }
+    if report.volumes.is_empty() && report.left_out.is_empty() {
         lines.line("no volumes");
     }
     lines.finish()

@@ -69,8 +69,8 @@ pub(super) struct Entry {
     pub phase: Phase,
     /// Only while it is not up.
     pub waiting: Option<Waiting>,
-    /// It was there before the daemon, and is to come up with it.
-    pub to_start: bool,
+    /// It was found, and nobody has looked yet whether a device waits for it or it comes up with the daemon.
+    pub fresh: bool,
     /// Where the metadata is.
     pub media_path: PathBuf,
     /// The metadata as it was found by the last start, or left by the last stop.
@@ -134,7 +134,7 @@ impl Entry {
             config,
             phase: Phase::Down,
             waiting: None,
-            to_start: false,
+            fresh: false,
             full_copy: known.full_copy(),
             media_path,
             known,
@@ -187,7 +187,6 @@ impl Entry {
 
     /// Nobody wants it to come up by itself any more. One whose device waits is taken back all the same.
     pub fn start_no_more(&mut self) {
-        self.to_start = false;
         self.waiting.take_if(|waiting| waiting.device.is_none());
     }
 

@@ -6,13 +6,13 @@ use super::config::{MetadataErrorPolicy, VolumeConfig};
 use super::entry::{Entry, Opening, Phase, Told};
 use super::limits::MIB;
 use super::media::{self, Known};
-use super::{Controller, Note, Reply, answer, need, unanswered};
+use super::{Controller, Note, Reply, UNANSWERED, answer, need};
 use crate::frontend::leftovers::{self, Owner};
 use crate::frontend::openers;
 use crate::group::VolumeId;
 use crate::metadata::media::{Media, Recovery, Way};
 use crate::metadata::superblock::Superblock;
-use crate::storage::{self, Device};
+use crate::storage::Device;
 use crate::tracking::Epoch;
 use crate::uploader::Report;
 use crate::volume::{Intent, Marks, Spec, Volume, VolumeError};
@@ -102,7 +102,7 @@ impl Controller {
             self.note(note);
         }
         for name in &self.looking {
-            tracing::warn!("{}", unanswered(name));
+            tracing::warn!("{name}: {UNANSWERED}");
         }
         Ok(())
     }
@@ -132,23 +132,23 @@ impl Controller {
     pub(super) fn looked(&mut self, name: &str, found: Result<Described, Failure>) {
         self.looking.remove(name);
         match found {
-            Ok(_) if self.volumes.contains_key(name) || self.creating.contains(name) => {}
+            _ if self.volumes.contains_key(name) || self.creating.contains(name) => {}
             Ok((volume, known)) => {
-                if self.left_out.remove(name) {
+                if self.left_out.remove(name).is_some() {
                     tracing::info!("{name}: it is known again");
                 }
                 self.add(name.to_owned(), *volume, *known);
                 if let Some(entry) = self.volumes.get_mut(name) {
-                    entry.to_start = entry.settings.autostart;
+                    entry.fresh = true;
                 }
-                // A device that waits for a volume that was not known may be its own.
-                self.strangers = Some(Instant::now());
+                self.find();
             }
             Err(failure) => {
-                if self.left_out.insert(name.to_owned()) {
+                let why = failure.to_string();
+                if self.left_out.insert(name.to_owned(), why.clone()).as_ref() != Some(&why) {
                     tracing::warn!("{name}: left out: {failure}; it is looked for again every few seconds");
                 }
-                self.look_for_volumes_later();
+                self.look_later();
             }
         }
     }
@@ -196,6 +196,7 @@ impl Controller {
     pub(super) fn created(&mut self, name: &str, result: Result<Described, Failure>, reply: Reply) {
         self.creating.remove(name);
         let result = result.map(|(config, known)| {
+            self.left_out.remove(name);
             self.add(name.to_owned(), *config, *known);
             Response::Done(Done::of(vec![name.to_owned()]))
         });
@@ -213,6 +214,7 @@ impl Controller {
                 return Err(Failure::new(FailureKind::WrongState, format!("{name} is up already")));
             }
             entry.phase = Phase::Busy("coming up");
+            entry.fresh = false;
             Ok((entry.id, entry.spec(&name), entry.config.clone()))
         });
         let (id, mut spec, config) = match prepared {
@@ -372,7 +374,7 @@ impl Controller {
             });
             // Whoever hears of it may mount the primary or take its device apart. A daemon that leaves its device ends.
             if result.is_ok() && ending != Ending::KeepDevice {
-                parts.iter().for_each(|path| storage::wait_until_free(path, PATIENCE));
+                media::await_release(parts, PATIENCE);
             }
             let _ = notes.send(Note::Down(name, result, reply));
         });
@@ -455,16 +457,14 @@ impl Controller {
         self.ending = true;
         tracing::info!("ending: taking {} volumes down", self.volumes.len());
         // One that is coming up is then used or not like any other; one that hangs keeps nobody.
-        let _ = timeout(PATIENCE, self.settle(notes)).await;
+        let all: Vec<_> = self.volumes.keys().cloned().collect();
+        let _ = timeout(PATIENCE, self.settle(&all, notes)).await;
         let used = self.used().await;
-        for name in self.up_now().into_iter().filter(|name| !used.contains(name)) {
-            self.take_down(&name, Ending::Force, None);
-        }
-        self.settle(notes).await;
-        for name in self.up_now() {
-            self.take_down(&name, Ending::KeepDevice, None);
-        }
-        self.settle(notes).await;
+        let mut unused = self.up_now();
+        unused.retain(|name| !used.contains(name));
+        self.end_these(&unused, Ending::Force, notes).await;
+        let rest = self.up_now();
+        self.end_these(&rest, Ending::KeepDevice, notes).await;
         let failed: Vec<_> = self.volumes.iter().filter(|(_, entry)| matches!(entry.phase, Phase::Failed(_))).collect();
         if failed.is_empty() {
             return Ok(());
@@ -481,9 +481,17 @@ impl Controller {
         up.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Waits for everything that is under way.
-    async fn settle(&mut self, notes: &mut mpsc::UnboundedReceiver<Note>) {
-        while self.volumes.values().any(|entry| matches!(entry.phase, Phase::Busy(_))) {
+    async fn end_these(&mut self, names: &[String], ending: Ending, notes: &mut mpsc::UnboundedReceiver<Note>) {
+        for name in names {
+            self.take_down(name, ending, None);
+        }
+        self.settle(names, notes).await;
+    }
+
+    /// Waits for what is under way with these volumes.
+    async fn settle(&mut self, names: &[String], notes: &mut mpsc::UnboundedReceiver<Note>) {
+        let is_busy = |entry: &Entry| matches!(entry.phase, Phase::Busy(_));
+        while names.iter().any(|name| self.volumes.get(name).is_some_and(is_busy)) {
             let Some(note) = notes.recv().await else { return };
             self.note(note);
         }

@@ -14,7 +14,7 @@ use crate::storage::{self, Device, ErrorKind, OpenError, Options, SecondaryOptio
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -244,6 +244,20 @@ pub(super) fn end(media: &Arc<Media>, tracks: Tracks, incomplete: bool) -> Resul
             Err(RecvTimeoutError::Timeout) => media.answers()?,
             Err(RecvTimeoutError::Disconnected) => return Err(failed(&"its thread has panicked")),
         }
+    }
+}
+
+/// Waits until nobody has these things any more, at most for `wait`. Looking at one that hangs may take for ever.
+pub(super) fn await_release(parts: [PathBuf; 3], wait: Duration) {
+    let (done, released) = mpsc::channel();
+    let look = move || {
+        for path in &parts {
+            storage::wait_until_free(path, wait);
+        }
+        let _ = done.send(());
+    };
+    if thread::Builder::new().name("release".to_owned()).spawn(look).is_ok() {
+        let _ = released.recv_timeout(wait);
     }
 }
 

@@ -52,7 +52,8 @@ enum Note {
     /// What is known of a volume, or why it is left out.
     Looked(String, Result<lifecycle::Described, Failure>),
     /// The volumes that have a file, and the devices there are.
-    Found(Vec<String>, std::io::Result<Vec<leftovers::Leftover>>),
+    Named(Result<Vec<String>, Failure>),
+    Found(std::io::Result<Vec<leftovers::Leftover>>),
     /// A device that waited was removed, or could not be.
     Removed(String, Result<(), Failure>, Reply),
     /// The devices there are, to be listed, or to remove one of them.
@@ -75,11 +76,15 @@ pub struct Controller {
     volumes: BTreeMap<String, Entry>,
     /// Volumes that are being created.
     creating: BTreeSet<String>,
-    /// Volumes whose metadata is being looked for, and those that were left out, which is in the log.
+    /// Volumes whose metadata is being looked for, and those that were left out, and why.
     looking: BTreeSet<String>,
-    left_out: BTreeSet<String>,
-    /// A device waits for a volume that is not known: when it is looked for again.
-    strangers: Option<Instant>,
+    left_out: BTreeMap<String, String>,
+    /// A device waits for a volume that is not known.
+    stranger: bool,
+    /// When such volumes, and those left out, are looked for again.
+    look_again: Option<Instant>,
+    /// The kernel is being asked for devices, or will be when all volumes have been looked for.
+    finding: bool,
     increments: BTreeMap<IncrementNo, Running>,
     watchers: Watchers,
     /// When a volume was last brought up that nobody had asked for.
@@ -123,8 +128,10 @@ impl Controller {
             volumes: BTreeMap::new(),
             creating: BTreeSet::new(),
             looking: BTreeSet::new(),
-            left_out: BTreeSet::new(),
-            strangers: None,
+            left_out: BTreeMap::new(),
+            stranger: false,
+            look_again: None,
+            finding: true,
             increments: BTreeMap::new(),
             watchers: Watchers::default(),
             brought_up: None,
@@ -140,9 +147,7 @@ impl Controller {
     pub async fn run(mut self, mut calls: mpsc::Receiver<Call>, ready: impl FnOnce()) -> Result<(), Failure> {
         let (sender, mut notes) = mpsc::unbounded_channel();
         self.notes = sender;
-        self.features = spawn_blocking(features::probe).await.unwrap_or(None);
-        self.load_known(&mut notes).await?;
-        self.take_back().await;
+        // First of all: whoever ends the daemon while it begins ends it in order.
         let signal = |kind| {
             tokio::signal::unix::signal(kind).map_err(|error| {
                 let why = format!("cannot take signals: {error}; see whether files or memory have run out");
@@ -151,6 +156,9 @@ impl Controller {
         };
         let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
+        self.features = spawn_blocking(features::probe).await.unwrap_or(None);
+        self.load_known(&mut notes).await?;
+        self.take_back().await;
         let mut tick = tokio::time::interval(TICK);
         ready();
         loop {
@@ -203,7 +211,8 @@ impl Controller {
             Note::Created(name, result, reply) => self.created(&name, result, reply),
             Note::Up(name, result, reply) => self.is_up(&name, result, reply),
             Note::Looked(name, found) => self.looked(&name, found),
-            Note::Found(names, devices) => self.found(names, devices),
+            Note::Named(names) => self.named(names),
+            Note::Found(devices) => self.claim(devices),
             Note::Removed(name, result, reply) => self.removed(&name, result, reply),
             Note::Devices(found, reply) => self.listed(found, reply),
             Note::ToRemove(remove, found, reply) => self.to_remove(&remove, found, reply),
@@ -227,8 +236,11 @@ impl Controller {
 
     /// Why there is no such volume.
     fn unknown(&self, name: &str) -> Failure {
+        if let Some(why) = self.left_out.get(name) {
+            return Failure::new(FailureKind::NotFound, format!("{name}: it was left out: {why}"));
+        }
         if self.looking.contains(name) {
-            return Failure::new(FailureKind::WrongState, unanswered(name));
+            return Failure::new(FailureKind::WrongState, format!("{name}: {UNANSWERED}"));
         }
         not_found(name)
     }
@@ -287,9 +299,7 @@ fn answer(reply: Reply, result: Result<Response, Failure>) {
     let _ = reply.send(result);
 }
 
-fn unanswered(name: &str) -> String {
-    format!("{name}: its metadata does not answer; see to its disk and the kernel's log (dmesg)")
-}
+const UNANSWERED: &str = "its metadata does not answer; see to its disk and the kernel's log (dmesg)";
 
 fn not_found(name: &str) -> Failure {
     Failure::new(FailureKind::NotFound, format!("{name}: no such volume; farpoint status lists those there are"))

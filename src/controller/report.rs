@@ -1,10 +1,11 @@
 //! The status of every volume, put together from what its parts last said. Looks only; nothing waits for it.
 
-use super::Controller;
 use super::api::{
-    Counters, Failure, KernelReport, LinkState, Response, STATUS_SCHEMA, StatusReport, VolumeReport, VolumeState,
+    Counters, Failure, KernelReport, LeftOut, LinkState, Response, STATUS_SCHEMA, StatusReport, VolumeReport,
+    VolumeState,
 };
 use super::entry::{self, Entry, Phase};
+use super::{Controller, UNANSWERED};
 use crate::frontend::features;
 use crate::geometry::Geometry;
 use crate::increment::State;
@@ -16,12 +17,13 @@ use std::time::{Duration, Instant};
 impl Controller {
     /// The status of the volumes named, of all if none is.
     pub(super) fn status(&mut self, names: &[String]) -> Result<Response, Failure> {
-        for name in names {
+        let is_wanted = |name: &String| names.is_empty() || names.contains(name);
+        let left_out: Vec<LeftOut> = self.left_out().filter(|volume| is_wanted(&volume.name)).collect();
+        for name in names.iter().filter(|name| left_out.iter().all(|volume| volume.name != **name)) {
             self.entry(name)?;
         }
         let all: Vec<String> = self.volumes.keys().cloned().collect();
-        let wanted = all.iter().filter(|name| names.is_empty() || names.contains(name));
-        let volumes = wanted.filter_map(|name| self.volume_report(name)).collect();
+        let volumes = all.iter().filter(|name| is_wanted(name)).filter_map(|name| self.volume_report(name)).collect();
         Ok(Response::Status(Box::new(StatusReport {
             schema: STATUS_SCHEMA.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -32,7 +34,16 @@ impl Controller {
                 ublk_features: self.features.map(features::names).unwrap_or_default(),
             },
             volumes,
+            left_out,
         })))
+    }
+
+    /// Those that were left out, and those whose metadata has not answered yet.
+    fn left_out(&self) -> impl Iterator<Item = LeftOut> {
+        let report = |(name, reason): (&String, String)| LeftOut { name: name.clone(), reason };
+        let silent = self.looking.iter().filter(|name| !self.left_out.contains_key(*name));
+        let silent = silent.map(|name| (name, UNANSWERED.to_owned()));
+        self.left_out.iter().map(|(name, why)| (name, why.clone())).chain(silent).map(report)
     }
 
     /// The report of one volume.

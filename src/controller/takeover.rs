@@ -28,24 +28,35 @@ fn served(name: &str, device: &Leftover) -> Failure {
 }
 
 impl Controller {
-    /// At the start: takes back every device that waits for a volume of ours. Others are left alone, whoever they
-    /// belong to: a volume may only be unknown because of a slip in its configuration, and its device in use.
+    /// At the start, when every volume has been looked for: takes back every device that waits for one of ours. Others
+    /// are left alone, whoever they belong to: a volume may only be unknown because of a slip in its configuration, and
+    /// its device in use.
     pub(super) async fn take_back(&mut self) {
         let found = spawn_blocking(leftovers::find).await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        self.claim(found, false);
+        self.claim(found);
     }
 
-    /// `told`: that the volume of one is not known is in the log already.
-    fn claim(&mut self, found: io::Result<Vec<Leftover>>, told: bool) {
+    /// Has what [`Self::take_back`] does done for a volume that was found later.
+    pub(super) fn find(&mut self) {
+        if !std::mem::replace(&mut self.finding, true) {
+            let notes = self.notes.clone();
+            spawn_blocking(move || drop(notes.send(Note::Found(leftovers::find()))));
+        }
+    }
+
+    /// Once for every volume: what its own daemon has done with it since is older news in `found`.
+    pub(super) fn claim(&mut self, found: io::Result<Vec<Leftover>>) {
+        self.finding = false;
         let found = found.unwrap_or_else(|error| {
             tracing::error!("cannot look for devices that a former daemon left: {error}");
             Vec::new()
         });
+        let told = std::mem::take(&mut self.stranger);
         for device in found {
             let path = device.path();
             let owner = device.owner;
             match self.volumes.iter_mut().find(|(_, entry)| entry.known.superblock.owner() == owner) {
-                Some((name, entry)) if device.waits && matches!(entry.phase, Phase::Down) => {
+                Some((name, entry)) if device.waits && entry.fresh => {
                     tracing::info!("{name}: {path} has outlived its daemon; taking it back");
                     entry.waiting = Some(Waiting::new(Some(device)));
                 }
@@ -56,13 +67,17 @@ impl Controller {
                              until a daemon knows that volume"
                         );
                     }
-                    self.look_for_volumes_later();
+                    self.stranger = true;
                 }
                 _ => {}
             }
         }
-        for entry in self.volumes.values_mut() {
-            if std::mem::take(&mut entry.to_start) && matches!(entry.phase, Phase::Down) && entry.waiting.is_none() {
+        if self.stranger {
+            self.look_later();
+        }
+        for entry in self.volumes.values_mut().filter(|entry| entry.fresh) {
+            entry.fresh = false;
+            if entry.settings.autostart && entry.waiting.is_none() {
                 entry.waiting = Some(Waiting::new(None));
             }
         }
@@ -71,24 +86,29 @@ impl Controller {
     }
 
     /// What a volume needs that was left out may be there again, and a device may be waiting for it.
-    pub(super) fn look_for_volumes_later(&mut self) {
-        self.strangers.get_or_insert(Instant::now() + LOOK_AGAIN);
+    pub(super) fn look_later(&mut self) {
+        self.look_again.get_or_insert(Instant::now() + LOOK_AGAIN);
     }
 
-    /// A device waits for a volume that was left out, or comes up with the daemon: perhaps its metadata or its file is
-    /// there again.
-    fn look_for_strangers(&self) {
+    /// While a device waits for a volume that is not known, its file may come as well.
+    fn look_for_the_rest(&mut self) {
         let (config, notes) = (self.config.clone(), self.notes.clone());
-        spawn_blocking(move || {
-            let _ = notes.send(Note::Found(config.volume_names().unwrap_or_default(), leftovers::find()));
-        });
+        spawn_blocking(move || drop(notes.send(Note::Named(config.volume_names()))));
+        if self.stranger {
+            self.find();
+        }
     }
 
-    pub(super) fn found(&mut self, names: Vec<String>, devices: io::Result<Vec<Leftover>>) {
+    /// These volumes have a file.
+    pub(super) fn named(&mut self, names: Result<Vec<String>, Failure>) {
+        // Where they cannot be seen now, they are looked for again.
+        let Ok(names) = names else { return self.look_later() };
+        self.left_out.retain(|name, _| names.contains(name));
         for name in names {
-            self.look(name);
+            if self.stranger || self.left_out.contains_key(&name) {
+                self.look(name);
+            }
         }
-        self.claim(devices, true);
     }
 
     /// Takes back what waits, when its time has come.
@@ -97,10 +117,10 @@ impl Controller {
             return;
         }
         let now = Instant::now();
-        if self.strangers.is_some_and(|at| at <= now) {
+        if self.look_again.is_some_and(|at| at <= now) {
             // Set again by what comes of it.
-            self.strangers = None;
-            self.look_for_strangers();
+            self.look_again = None;
+            self.look_for_the_rest();
         }
         let due = |entry: &Entry| {
             matches!(entry.phase, Phase::Down) && entry.waiting.as_ref().is_some_and(|waiting| waiting.again <= now)
@@ -142,10 +162,6 @@ impl Controller {
     /// `down` of a volume that waits. Its device, if it has one, cannot be saved any more by then, only removed.
     pub(super) fn give_up_waiting(&mut self, name: String, force: bool, reply: Reply) {
         let Some(entry) = self.volumes.get_mut(&name) else { return };
-        if entry.waiting.as_ref().is_some_and(|waiting| waiting.device.is_none()) {
-            entry.waiting = None;
-            return answer(reply, Ok(Response::Done(Done::of(vec![name]))));
-        }
         let (owner, notes) = (entry.known.superblock.owner(), self.notes.clone());
         entry.phase = Phase::Busy("going down");
         spawn_blocking(move || {

@@ -8,18 +8,26 @@ use crate::storage::{mounts, topology};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Most users that are named.
 const NAMED_MAX: usize = 5;
 /// udev looks at a device whenever somebody has written to it, for an instant, and loses nothing if that fails.
 const LOOKING: [&str; 2] = ["(udev-worker)", "systemd-udevd"];
-/// How long the kernel may take to open a device.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long looking may take: a file system that somebody else has mounted, or the device itself, may not answer.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// One asks the kernel at a time, or they would find each other.
+static ASKING: Mutex<()> = Mutex::new(());
 
-/// Those who use the device or one of its partitions, in words; none if it is free or not there.
+/// Those who use the device or one of its partitions, in words; none if it is free or not there. Blocks up to a limit.
 pub fn of(device: &str) -> Vec<String> {
+    let path = device.to_owned();
+    let users = Limit::new(TIMEOUT).ask(move || look(&path));
+    users.unwrap_or_else(|| vec![format!("whether somebody has it open was not found out in {} s", TIMEOUT.as_secs())])
+}
+
+fn look(device: &str) -> Vec<String> {
     let Ok(found) = fs::metadata(device) else { return Vec::new() };
     let mut numbers = vec![found.rdev()];
     numbers.extend(topology::directory(found.rdev()).map(|whole| topology::partitions(&whole)).unwrap_or_default());
@@ -49,15 +57,10 @@ fn holders(numbers: &[u64]) -> Vec<String> {
 
 /// Whether the kernel refuses the device to one who wants it alone.
 fn claimed(device: &str) -> Option<String> {
-    let path = PathBuf::from(device);
-    let open = move || OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path).map(drop);
-    match Limit::new(OPEN_TIMEOUT).ask(open) {
-        Some(Err(error)) if error.kind() == io::ErrorKind::ResourceBusy => {
-            Some("claimed by what cannot be seen from here, as a mount in another namespace, or swap".to_owned())
-        }
-        Some(_) => None,
-        None => Some("the kernel does not say whether somebody has it open".to_owned()),
-    }
+    let _alone = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device);
+    let error = opened.err().filter(|error| error.kind() == io::ErrorKind::ResourceBusy);
+    error.map(|_| "claimed by what cannot be seen from here, as a mount in another namespace, or swap".to_owned())
 }
 
 fn processes(numbers: &[u64]) -> Vec<String> {

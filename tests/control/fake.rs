@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use farpoint::control::server::{Limits, Server};
 use farpoint::controller::api::{
     CollisionPolicy, Counters, DeviceReport, DeviceState, Devices, Done, Event, EventAction, Failure, FailureKind,
-    IncrementReply, KernelReport, LinkState, Request, Response, STATUS_SCHEMA, Settings, StatusReport, UpReply,
-    VolumeReport, VolumeState,
+    IncrementReply, KernelReport, LeftOut, LinkState, Request, Response, STATUS_SCHEMA, Settings, StatusReport,
+    UpReply, VolumeReport, VolumeState,
 };
 use farpoint::controller::call::{CALLS_MAX, Call};
 use farpoint::controller::config::DaemonConfig;
@@ -275,5 +275,7 @@ pub fn report() -> StatusReport {
     };
     let kernel =
         KernelReport { release: "6.12.48".into(), ublk_features: vec!["user-recovery".into(), "zoned".into()] };
-    StatusReport { schema: STATUS_SCHEMA.into(), version: "0.1.0".into(), kernel, volumes: vec![running, troubled] }
+    let left_out = vec![LeftOut { name: "vol2".into(), reason: "there is no metadata at /mnt/away/vol2.meta".into() }];
+    let volumes = vec![running, troubled];
+    StatusReport { schema: STATUS_SCHEMA.into(), version: "0.1.0".into(), kernel, volumes, left_out }
 }

@@ -65,13 +65,16 @@ fn metadata_that_does_not_answer_at_the_start_keeps_no_other_volume_and_is_known
     let daemon = start(at);
     assert!(began.elapsed() < Duration::from_secs(15), "ready after {:?}", began.elapsed());
     let status = run(at, &["status"]);
-    assert!(status.starts_with("good ") && !status.contains("hung "), "{status}");
+    assert!(
+        status.starts_with("good ") && status.contains("hung state:left-out\n  reason:\"its metadata does"),
+        "{status}"
+    );
     let said = run(at, &["up", "hung"]);
     assert!(said.contains("hung: its metadata does not answer; see to its disk"), "{said}");
 
     drop(lease);
     let answered = Instant::now();
-    while !run(at, &["status"]).contains("hung ") {
+    while !run(at, &["status"]).contains("hung state:down") {
         assert!(answered.elapsed() < Duration::from_secs(15), "it is not known");
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -116,10 +116,16 @@ fn metadata_is_found_again_by_the_next_daemon_and_damage_is_told() {
 
     // Left out by the daemon, with a reason; made anew only by force.
     let daemon = start(at);
-    assert_eq!(run(at, &["status"]).1, "no volumes\n");
+    let status = run(at, &["status"]).1;
+    assert!(status.starts_with("v state:left-out\n  reason:") && status.contains("is damaged"), "{status}");
+    let (code, text) = run(at, &["status", "--check", "v"]);
+    assert!(code == 2 && text.starts_with("CRITICAL - v left out ("), "{code}: {text}");
+    let (code, text) = run(at, &["up", "v"]);
+    assert!(code == 3 && text.contains("v: it was left out: ") && text.contains("is damaged"), "{code}: {text}");
     let (code, text) = run(at, &["create", "v"]);
     assert!(code == 8 && text.contains("cannot be read"), "{code}: {text}");
     assert_eq!(run(at, &["create", "v", "--force", "--yes"]).0, 0);
+    assert!(run(at, &["status"]).1.starts_with("v state:down"));
     assert_eq!(run(at, &["check", "v"]).0, 0);
     let ended = end(daemon, Signal::SIGTERM);
     assert!(String::from_utf8_lossy(&ended.stderr).contains("left out"));

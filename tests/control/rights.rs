@@ -27,12 +27,16 @@ fn command_as(daemon: &Daemon, uid: Uid, gid: Gid, arguments: &[&str]) -> Comman
 }
 
 fn run_as(daemon: &Daemon, uid: Uid, gid: Gid, arguments: &[&str]) -> Output {
+    started(|| command_as(daemon, uid, gid, arguments).output())
+}
+
+fn started<T>(start: impl Fn() -> std::io::Result<T>) -> T {
     let mut tries = 0;
     loop {
-        match command_as(daemon, uid, gid, arguments).output() {
+        match start() {
             // A process that another test is just starting may still have the copy open for writing.
             Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && tries < 100 => tries += 1,
-            output => return output.expect("the program runs"),
+            begun => return begun.expect("the program runs"),
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
@@ -151,7 +155,8 @@ fn those_who_may_only_ask_cannot_keep_out_those_who_may_command() {
     let limits = Limits { askers_max: 1, ..Limits::default() };
     let daemon = fake::daemon_with(limits, |config| config.status_for_everyone = true);
     let user = nobody();
-    let mut first = command_as(&daemon, user.uid, user.gid, &["events"]).stdout(Stdio::piped()).spawn().expect("runs");
+    let events = || command_as(&daemon, user.uid, user.gid, &["events"]).stdout(Stdio::piped()).spawn();
+    let mut first = started(events);
     // It is served, so it has the only place.
     first.stdout.take().expect("a pipe").read_exact(&mut [0; 6]).expect("an event");
     let (code, message) = error(&run_as(&daemon, user.uid, user.gid, &["status"]));

@@ -7,7 +7,9 @@ mod status;
 
 pub use device::{DeviceReport, DeviceState, Devices, RemoveDevice};
 pub use event::{Event, EventAction};
-pub use status::{Counters, KernelReport, LinkState, STATUS_SCHEMA, Settings, StatusReport, VolumeReport, VolumeState};
+pub use status::{
+    Counters, KernelReport, LeftOut, LinkState, STATUS_SCHEMA, Settings, StatusReport, VolumeReport, VolumeState,
+};
 
 use serde::{Deserialize, Serialize};
 

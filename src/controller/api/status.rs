@@ -13,6 +13,17 @@ pub struct StatusReport {
     pub version: String,
     pub kernel: KernelReport,
     pub volumes: Vec<VolumeReport>,
+    /// Volumes that have a file and are not served.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A volume of which only the name is known: its file is wrong, or its metadata is away, damaged or does not answer. It
+/// is looked for again every few seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    pub name: String,
+    pub reason: String,
 }
 
 /// What the running kernel's ublk driver offers.
