@@ -65,4 +65,18 @@ for each in 1 2 3 4 5; do
     take /dev/mapper/{primary,secondary,metadata} || fail "after down no. $each something is still held"
     kill -CONT "$daemon"
 done
+
+say "the other way round"
+bring_up vol2
+in_sync vol2
+fp down vol2
+fp delete vol2 --yes
+fp create vol2 --primary /dev/mapper/secondary --secondary /dev/mapper/primary --metadata /dev/mapper/metadata --in-sync --yes
+bring_up vol2
+in_sync vol2
+expect "bytes sent" 0 "$(field vol2 .counters.drained_bytes)"
+dd if=/dev/urandom of="$dev" bs=64K count=20 oflag=direct conv=notrunc status=none
+in_sync vol2
+fp down vol2
+equal /dev/mapper/primary /dev/mapper/secondary
 stop_daemon

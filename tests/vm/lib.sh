@@ -304,7 +304,7 @@ leave() {
         fi
     fi
     # Not for ever: a writer whose device waits for a daemon cannot be killed.
-    for each in "${jobs[@]}"; do
+    for each in "${jobs[@]}" $daemon; do
         for ((number = 0; number < 50; number++)); do
             gone "$each" && break
             sleep 0.1
@@ -319,7 +319,7 @@ leave() {
 }
 trap leave EXIT
 trap 'exit 130' INT TERM
-# A command that ends a test says nothing itself of where it was.
+# A command that ends a test says nothing itself of where it was. One in a $( ) ends nothing, and is told all the same.
 set -o errtrace
 trap 'say "failed: $BASH_COMMAND (${BASH_SOURCE[0]##*/}, line $LINENO)" >&2' ERR
 

@@ -65,9 +65,8 @@ say "its metadata is away for a while"
 kill_daemon
 mv "$work/state/vol0.meta" "$work/away"
 start_daemon
-refused "status" 3 "*no such volume*" fp status vol0
+expect "status" "*state:left-out*reason:*no metadata*" "$(fp status vol0)"
 mv "$work/away" "$work/state/vol0.meta"
-wait_for "the volume to be known again" fp status vol0
 wait_for "the device to be taken back" is_served
 exec {held}<&-
 in_sync vol0
