@@ -32,10 +32,12 @@ pub(super) struct Create {
     shape: Shape,
     #[command(flatten)]
     settings: Changes,
-    /// Accept a secondary that carries foreign data, or metadata of an earlier volume; both are overwritten
+    /// Accept a secondary that carries foreign data, or metadata of an earlier volume, which are overwritten; and that
+    /// the device of a volume that is not known waits
     #[arg(long)]
     force: bool,
-    /// Believe, unchecked, that the secondary is an exact copy of the primary already, and copy nothing at first
+    /// Believe that the secondary is an exact copy of the primary already, and copy nothing at first; what it holds is
+    /// not looked at
     #[arg(long)]
     in_sync: bool,
     /// Do not ask

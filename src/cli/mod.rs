@@ -37,7 +37,7 @@ Exit codes:
   0  done
   1  failed
   2  wrong usage
-  3  no such volume, or the daemon is not running
+  3  no such volume, device or file, or the daemon is not running
   4  wrong state, for example run without start
   5  timed out
   6  no permission

@@ -45,22 +45,24 @@ impl Set {
 /// The settings that can be changed while a volume runs, as options.
 #[derive(Debug, Args)]
 pub(super) struct Changes {
-    /// What becomes of a write to a track that the cut still needs
+    /// What becomes of a write to a track that the cut still needs [keep-before-image unless set]
     #[arg(long, value_name = "POLICY")]
     collision_policy: Option<Policy>,
-    /// Most bytes per second the drain sends, 64KiB to 1TiB; 0 for no limit
+    /// Most bytes per second the drain sends, 64KiB to 1TiB; 0 for no limit [0 unless set]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     bandwidth_limit: Option<u64>,
-    /// Longest hold, 1 to 60000
+    /// Longest hold, from start to run, 1 to 60000; then the increment is aborted [1000 unless set]
     #[arg(long, value_name = "MILLISECONDS")]
     run_timer_ms: Option<u64>,
-    /// Longest increment, 1000 to 86400000
+    /// Longest time from run to increment-complete, copying included, 1000 to 86400000; then the increment is aborted
+    /// [600000 unless set]
     #[arg(long, value_name = "MILLISECONDS")]
     increment_timer_ms: Option<u64>,
-    /// Longest time a colliding write waits for the secondary before the increment is aborted, 1 to 60000
+    /// Longest time a colliding write waits for the secondary before the increment is aborted, 1 to 60000 [1000 unless
+    /// set]
     #[arg(long, value_name = "MILLISECONDS")]
     collision_wait_ms: Option<u64>,
-    /// Bring the volume up whenever the daemon starts
+    /// Bring the volume up whenever the daemon starts [no unless set]
     #[arg(long, value_name = "WHETHER")]
     autostart: Option<Whether>,
 }

@@ -8,7 +8,7 @@
 //! | -32601 | usage | 2 | there is no such method |
 //! | -32602 | usage | 2 | a parameter is missing, unknown, of the wrong type or out of range |
 //! | -32001 | failed | 1 | anything without a kind of its own |
-//! | -32003 | not-found | 3 | no such volume, or the daemon is not running |
+//! | -32003 | not-found | 3 | no such volume, device or file, or the daemon is not running |
 //! | -32004 | wrong-state | 4 | for example `run` without `start` |
 //! | -32005 | timed-out | 5 | the time given to `wait` is over |
 //! | -32006 | permission | 6 | the peer has not the right |
