@@ -269,17 +269,16 @@ impl Keeper {
     /// Marks the regions from `start` on, and listens for the writer to be half way through them.
     fn mark_ahead(&mut self, start: RegionNo, count: u64, regions: &Regions) {
         let end = (start.0 + count).min(regions.count());
-        let mut marked = 0;
-        for region in (start.0..end).map(RegionNo) {
-            if !regions.is_hot(region) {
-                self.set(region, regions);
-                marked += 1;
-            }
+        let (hot, mut all_hot) = (self.figures.hot, true);
+        for region in (start.0..end).map(RegionNo).filter(|region| !regions.is_hot(*region)) {
+            all_hot = false;
+            self.set(region, regions);
         }
-        if marked == 0 {
+        if all_hot {
             return;
         }
-        self.figures.marked_ahead += marked;
+        // Those that are being written already count once.
+        self.figures.marked_ahead += self.figures.hot - hot;
         if self.listening.len() == LISTENING_MAX
             && let Some(oldest) = self.listening.pop_front()
         {
