@@ -27,6 +27,8 @@ const SECONDARY: types::Fixed = types::Fixed(1);
 const SLEEP_MS_MAX: u64 = 1_000;
 /// No answer of the secondary for this long, with requests under way, is a stall, in milliseconds.
 const STALL_MS: u64 = 5_000;
+/// The host counts as writing for this long after it was seen to, in milliseconds.
+const QUIET_MS: u64 = 10;
 
 /// What the drain says of itself, for status reports.
 #[derive(Debug, Clone, Copy, Default)]
@@ -114,6 +116,9 @@ pub struct Uploader {
     at_secondary: usize,
     answered_ms: u64,
     paused: bool,
+    /// Before this the host counts as writing.
+    quiet_from_ms: u64,
+    side_by_side: bool,
     /// When the stop has to be over.
     stop_at_ms: Option<u64>,
 }
@@ -163,6 +168,8 @@ impl Uploader {
             at_secondary: 0,
             answered_ms: 0,
             paused: false,
+            quiet_from_ms: 0,
+            side_by_side: true,
             stop_at_ms: None,
         })
     }
@@ -205,6 +212,7 @@ impl Uploader {
         self.arm_bell()?;
         loop {
             let now = self.now_ms();
+            self.look_at_host(now);
             self.read_messages(now);
             let marked = self.parts.tracking.out_of_sync().count() > 0;
             self.work(now)?;
@@ -381,11 +389,19 @@ impl Uploader {
         self.push(self.side_by_side(entry), Request::Read(slot, tracks, part))
     }
 
-    /// While no write of the host is under way the kernel's own threads carry requests out beside each other. Those
-    /// that it can carry out within the call, to memory or a page cache, would otherwise be so one after the other, by
-    /// this thread; and beside writes of the host those threads would take the processor from them.
+    /// While the host does not write the kernel's own threads carry requests out beside each other. Those that it can
+    /// carry out within the call, to memory or a page cache, would otherwise be so one after the other, by this thread;
+    /// and beside writes of the host those threads would take the processor from them.
     fn side_by_side(&self, entry: squeue::Entry) -> squeue::Entry {
-        if self.parts.tracking.in_flight() == 0 { entry.flags(squeue::Flags::ASYNC) } else { entry }
+        if self.side_by_side { entry.flags(squeue::Flags::ASYNC) } else { entry }
+    }
+
+    /// Between two looks all of the host's writes may wait for their intent, and none be under way.
+    fn look_at_host(&mut self, now: u64) {
+        if self.parts.tracking.in_flight() > 0 {
+            self.quiet_from_ms = now + QUIET_MS;
+        }
+        self.side_by_side = now >= self.quiet_from_ms;
     }
 
     /// Where a segment lies in its slot's memory, and its length.
