@@ -28,6 +28,9 @@ pub(super) enum Phase {
     Failed(String),
 }
 
+/// What is going on with a volume that a stop is under way for.
+pub(super) const GOING_DOWN: &str = "going down";
+
 /// The volume comes up as soon as it can.
 pub(super) struct Waiting {
     /// Has outlived the daemon that served it, and holds its users' I/O until it is taken back or removed. None if the

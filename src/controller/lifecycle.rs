@@ -1,9 +1,9 @@
-//! A volume's comings and goings: create, up, down, delete, and the end of the daemon. Everything that opens a device,
+//! A volume's comings and goings: create, up, down, delete. Everything that opens a device,
 //! talks to the kernel's driver or writes metadata runs on a thread that may block, and comes back as a [`Note`].
 
 use super::api::{Create, Done, Down, Failure, FailureKind, Response, UpReply};
 use super::config::{MetadataErrorPolicy, VolumeConfig};
-use super::entry::{Entry, Opening, Phase, Told};
+use super::entry::{Entry, GOING_DOWN, Opening, Phase, Told};
 use super::limits::MIB;
 use super::media::{self, Known};
 use super::{Controller, Note, Reply, UNANSWERED, answer, need};
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout_at;
 
 impl From<VolumeError> for Failure {
     fn from(error: VolumeError) -> Self {
@@ -31,7 +31,7 @@ impl From<VolumeError> for Failure {
 
 /// How long a start waits for metadata that does not answer, an end for volumes that are coming up, and a stop for what
 /// the kernel still holds.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A volume's description and what is known of it.
 pub(super) type Described = (Box<VolumeConfig>, Box<Known>);
@@ -132,7 +132,12 @@ impl Controller {
     pub(super) fn looked(&mut self, name: &str, found: Result<Described, Failure>) {
         self.looking.remove(name);
         match found {
-            _ if self.volumes.contains_key(name) || self.creating.contains(name) => {}
+            _ if self.volumes.contains_key(name) => {}
+            // It may fail.
+            _ if self.creating.contains(name) => {
+                self.left_out.entry(name.to_owned()).or_insert_with(|| "it is being created".to_owned());
+                self.look_later();
+            }
             Ok((volume, known)) => {
                 if self.left_out.remove(name).is_some() {
                     tracing::info!("{name}: it is known again");
@@ -351,7 +356,7 @@ impl Controller {
         self.abort_for(name);
         let notes = self.notes.clone();
         let Some(entry) = self.volumes.get_mut(name) else { return };
-        let volume = match std::mem::replace(&mut entry.phase, Phase::Busy("going down")) {
+        let volume = match std::mem::replace(&mut entry.phase, Phase::Busy(GOING_DOWN)) {
             Phase::Up(volume) => volume,
             other => {
                 entry.phase = other;
@@ -389,7 +394,10 @@ impl Controller {
                 tracing::info!("{name} is down, {} tracks out of sync", known.tracks);
                 entry.learn(Some(known));
                 entry.phase = Phase::Down;
-                Ok(Response::Done(Done::of(vec![name.to_owned()])))
+                let left = entry.known.tracks;
+                let warning = format!("{name}: tracks not at the secondary yet: {left}; the next up copies them");
+                let warnings = if left > 0 { vec![warning] } else { Vec::new() };
+                Ok(Response::Done(Done { volumes: vec![name.to_owned()], warnings }))
             }
             Err(failure) => {
                 entry.known.way = Way::Unclean;
@@ -449,52 +457,6 @@ impl Controller {
     fn is_being_cut(&self, name: &str) -> bool {
         let number = self.volumes.get(name).and_then(|entry| entry.increment);
         number.is_some_and(|number| !self.increments.contains_key(&number))
-    }
-
-    /// The daemon ends: takes down what is not in use, then leaves the rest to the next one, as late as can be: their
-    /// users wait from then on. What has come up meanwhile is left as well, for it may have been waited for.
-    pub(super) async fn end(mut self, notes: &mut mpsc::UnboundedReceiver<Note>) -> Result<(), Failure> {
-        self.ending = true;
-        tracing::info!("ending: taking {} volumes down", self.volumes.len());
-        // One that is coming up is then used or not like any other; one that hangs keeps nobody.
-        let all: Vec<_> = self.volumes.keys().cloned().collect();
-        let _ = timeout(PATIENCE, self.settle(&all, notes)).await;
-        let used = self.used().await;
-        let mut unused = self.up_now();
-        unused.retain(|name| !used.contains(name));
-        self.end_these(&unused, Ending::Force, notes).await;
-        let rest = self.up_now();
-        self.end_these(&rest, Ending::KeepDevice, notes).await;
-        let failed: Vec<_> = self.volumes.iter().filter(|(_, entry)| matches!(entry.phase, Phase::Failed(_))).collect();
-        if failed.is_empty() {
-            return Ok(());
-        }
-        let names = failed.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ");
-        Err(Failure::new(
-            FailureKind::Failed,
-            format!("not taken down cleanly: {names}; their next start copies all tracks of hot regions"),
-        ))
-    }
-
-    fn up_now(&self) -> Vec<String> {
-        let up = self.volumes.iter().filter(|(_, entry)| matches!(entry.phase, Phase::Up(_)));
-        up.map(|(name, _)| name.clone()).collect()
-    }
-
-    async fn end_these(&mut self, names: &[String], ending: Ending, notes: &mut mpsc::UnboundedReceiver<Note>) {
-        for name in names {
-            self.take_down(name, ending, None);
-        }
-        self.settle(names, notes).await;
-    }
-
-    /// Waits for what is under way with these volumes.
-    async fn settle(&mut self, names: &[String], notes: &mut mpsc::UnboundedReceiver<Note>) {
-        let is_busy = |entry: &Entry| matches!(entry.phase, Phase::Busy(_));
-        while names.iter().any(|name| self.volumes.get(name).is_some_and(is_busy)) {
-            let Some(note) = notes.recv().await else { return };
-            self.note(note);
-        }
     }
 }
 

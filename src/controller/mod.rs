@@ -6,6 +6,7 @@ pub mod api;
 pub mod call;
 pub mod config;
 mod devices;
+mod ending;
 mod entry;
 mod increments;
 mod lifecycle;

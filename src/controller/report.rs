@@ -41,7 +41,8 @@ impl Controller {
     /// Those that were left out, and those whose metadata has not answered yet.
     fn left_out(&self) -> impl Iterator<Item = LeftOut> {
         let report = |(name, reason): (&String, String)| LeftOut { name: name.clone(), reason };
-        let silent = self.looking.iter().filter(|name| !self.left_out.contains_key(*name));
+        let is_known = |name: &String| self.left_out.contains_key(name) || self.volumes.contains_key(name);
+        let silent = self.looking.iter().filter(move |name| !is_known(name));
         let silent = silent.map(|name| (name, UNANSWERED.to_owned()));
         self.left_out.iter().map(|(name, why)| (name, why.clone())).chain(silent).map(report)
     }

@@ -1,14 +1,12 @@
 //! Devices that have outlived the daemon that served them: each is taken back by bringing its volume up again, with its
 //! users noticing a pause and no error; what cannot be taken back waits, is tried again, and can be removed. Volumes
-//! that come up with the daemon wait in the same way. A daemon that is told to end leaves the devices that are in use
-//! to the next one: a restart, for a new version say, takes nothing from anybody.
+//! that come up with the daemon wait in the same way.
 
 use super::api::{Done, Failure, FailureKind, Response};
-use super::entry::{Entry, Phase, Waiting};
+use super::entry::{Entry, GOING_DOWN, Phase, Waiting};
 use super::lifecycle::unused;
 use super::{Controller, Note, Reply, answer};
 use crate::frontend::leftovers::{self, Leftover};
-use crate::frontend::openers;
 use std::io;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -16,6 +14,8 @@ use tokio::task::spawn_blocking;
 
 /// How soon the volume of a device that waits is looked for again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How soon the kernel is asked again where it did not answer: who asked may be stuck for good.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Why a device that waited is not removed.
 fn served(name: &str, device: &Leftover) -> Failure {
@@ -47,10 +47,14 @@ impl Controller {
     /// Once for every volume: what its own daemon has done with it since is older news in `found`.
     pub(super) fn claim(&mut self, found: io::Result<Vec<Leftover>>) {
         self.finding = false;
-        let found = found.unwrap_or_else(|error| {
-            tracing::error!("cannot look for devices that a former daemon left: {error}");
-            Vec::new()
-        });
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!("cannot look for devices that a former daemon left: {error}; tried again every minute");
+                self.look_again.get_or_insert(Instant::now() + ASK_AGAIN);
+                return;
+            }
+        };
         let told = std::mem::take(&mut self.stranger);
         for device in found {
             let path = device.path();
@@ -94,7 +98,7 @@ impl Controller {
     fn look_for_the_rest(&mut self) {
         let (config, notes) = (self.config.clone(), self.notes.clone());
         spawn_blocking(move || drop(notes.send(Note::Named(config.volume_names()))));
-        if self.stranger {
+        if self.stranger || self.volumes.values().any(|entry| entry.fresh) {
             self.find();
         }
     }
@@ -142,28 +146,11 @@ impl Controller {
         }
     }
 
-    /// At the end: the volumes whose users keep their device.
-    pub(super) async fn used(&self) -> Vec<String> {
-        let up = |(name, entry): (&String, &Entry)| match &entry.phase {
-            Phase::Up(volume) if volume.broken().is_none() => Some((name.clone(), volume.device_path())),
-            _ => None,
-        };
-        let devices: Vec<_> = self.volumes.iter().filter_map(up).collect();
-        let look = move || devices.into_iter().map(|(name, device)| (name, openers::of(&device), device));
-        let found = spawn_blocking(move || look().filter(|(_, users, _)| !users.is_empty()).collect::<Vec<_>>());
-        let found = found.await.unwrap_or_default();
-        for (name, users, device) in &found {
-            let users = users.join(", ");
-            tracing::warn!("{name}: {device} is in use: {users}; its I/O waits until a daemon runs again");
-        }
-        found.into_iter().map(|(name, ..)| name).collect()
-    }
-
     /// `down` of a volume that waits. Its device, if it has one, cannot be saved any more by then, only removed.
     pub(super) fn give_up_waiting(&mut self, name: String, force: bool, reply: Reply) {
         let Some(entry) = self.volumes.get_mut(&name) else { return };
         let (owner, notes) = (entry.known.superblock.owner(), self.notes.clone());
-        entry.phase = Phase::Busy("going down");
+        entry.phase = Phase::Busy(GOING_DOWN);
         spawn_blocking(move || {
             let failed = |error: io::Error| Failure::new(FailureKind::Failed, format!("{name}: {error}"));
             // Its number may be another's by now.

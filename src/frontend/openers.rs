@@ -5,10 +5,12 @@
 
 use super::watchdog::Limit;
 use crate::storage::{mounts, topology};
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 /// Most users that are named.
@@ -17,8 +19,9 @@ const NAMED_MAX: usize = 5;
 const LOOKING: [&str; 2] = ["(udev-worker)", "systemd-udevd"];
 /// How long looking may take: a file system that somebody else has mounted, or the device itself, may not answer.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// One asks the kernel at a time, or they would find each other.
-static ASKING: Mutex<()> = Mutex::new(());
+/// Devices that the kernel is being asked about: one asks at a time, or they would find each other.
+static ASKED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+const ASKED_AGAIN: Duration = Duration::from_millis(10);
 
 /// Those who use the device or one of its partitions, in words; none if it is free or not there. Blocks up to a limit.
 pub fn of(device: &str) -> Vec<String> {
@@ -57,8 +60,12 @@ fn holders(numbers: &[u64]) -> Vec<String> {
 
 /// Whether the kernel refuses the device to one who wants it alone.
 fn claimed(device: &str) -> Option<String> {
-    let _alone = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device);
+    let asked = || ASKED.lock().unwrap_or_else(PoisonError::into_inner);
+    while !asked().insert(device.to_owned()) {
+        thread::sleep(ASKED_AGAIN);
+    }
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device).map(drop);
+    asked().remove(device);
     let error = opened.err().filter(|error| error.kind() == io::ErrorKind::ResourceBusy);
     error.map(|_| "claimed by what cannot be seen from here, as a mount in another namespace, or swap".to_owned())
 }

@@ -31,7 +31,11 @@ pub fn secure(path: &Path) -> io::Result<()> {
     }
     for entry in fs::read_dir(path)? {
         let entry = entry?;
-        let found = fs::symlink_metadata(entry.path())?;
+        let found = match fs::symlink_metadata(entry.path()) {
+            // libublk removes a device's file when it removes the device.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            found => found?,
+        };
         // Of one with a second name the other may be anything of the same owner's, and would be overwritten.
         if !found.is_file() || found.uid() != own || found.nlink() > 1 {
             return Err(unsafe_because(&entry.path(), "somebody else has put it there"));

@@ -145,8 +145,9 @@ ctl kill --signal=KILL farpoint.service
 wait_for "the daemon to be back" is_again "$restarts"
 ctl restart farpoint.service
 wait_for "the daemon to be back" in_state vol0 .state normal
-inside touch /mnt/vol0/after
+expect "the mount" active "$(ctl show --property=ActiveState --value mnt-vol0.mount)"
 expect "mounted since" "$since" "$(mounted_since)"
+expect "the file there" "$(<"$work/committed")" "$(inside cat /mnt/vol0/number)"
 ctl stop mnt-vol0.mount farpoint.service
 [[ ! -e $dev ]] || fail "$dev is left though nobody used it"
 
