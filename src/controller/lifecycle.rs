@@ -1,5 +1,5 @@
-//! A volume's comings and goings: create, up, down, delete. Everything that opens a device,
-//! talks to the kernel's driver or writes metadata runs on a thread that may block, and comes back as a [`Note`].
+//! A volume's comings and goings: create, up, down, delete. Everything that opens a device, talks to the kernel's
+//! driver or writes metadata runs on a thread that may block, and comes back as a [`Note`].
 
 use super::api::{Create, Done, Down, Failure, FailureKind, Response, UpReply};
 use super::config::{MetadataErrorPolicy, VolumeConfig};

@@ -4,6 +4,7 @@ use super::api::{Failure, FailureKind};
 use super::config::{Config, Direct, VolumeConfig};
 use super::limits;
 use crate::frontend::leftovers::Owner;
+use crate::frontend::watchdog::Limit;
 use crate::geometry::Geometry;
 use crate::metadata::inspect::inspect;
 use crate::metadata::layout::Layout;
@@ -249,16 +250,12 @@ pub(super) fn end(media: &Arc<Media>, tracks: Tracks, incomplete: bool) -> Resul
 
 /// Waits until nobody has these things any more, at most for `wait`. Looking at one that hangs may take for ever.
 pub(super) fn await_release(parts: [PathBuf; 3], wait: Duration) {
-    let (done, released) = mpsc::channel();
     let look = move || {
         for path in &parts {
             storage::wait_until_free(path, wait);
         }
-        let _ = done.send(());
     };
-    if thread::Builder::new().name("release".to_owned()).spawn(look).is_ok() {
-        let _ = released.recv_timeout(wait);
-    }
+    let _ = Limit::new(wait).ask(look);
 }
 
 /// Forgets the metadata of a volume: a file of our own is removed, of any other place only the superblock.

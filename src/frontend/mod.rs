@@ -11,7 +11,7 @@ mod request;
 pub mod run_dir;
 mod ublk_queue;
 mod unserved;
-mod watchdog;
+pub mod watchdog;
 
 pub use device::{DeviceError, REQUEST_BYTES_MAX, Shape, UblkDevice};
 pub use intent_write::{Attended, IntentDesk, IntentWrite};

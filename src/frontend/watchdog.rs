@@ -1,5 +1,5 @@
-//! A control command that the kernel never answers (H28) must not keep whoever asks for it: it runs on a thread of its
-//! own, which is left behind when it takes too long.
+//! A control command that the kernel never answers (H28), or a look at a disk that hangs, must not keep whoever asks
+//! for it: it runs on a thread of its own, which is left behind when it takes too long.
 
 use std::sync::mpsc;
 use std::thread;
@@ -10,18 +10,18 @@ const LIMIT_MIN: Duration = Duration::from_millis(200);
 
 /// A limit that several questions share, so that many of them together take no longer than one that hangs.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limit(Instant);
+pub struct Limit(Instant);
 
 impl Limit {
-    pub(super) fn new(limit: Duration) -> Self {
+    pub fn new(limit: Duration) -> Self {
         Self(Instant::now() + limit)
     }
 
     /// What `question` answers, if it does so in time.
-    pub(super) fn ask<T: Send + 'static>(self, question: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    pub fn ask<T: Send + 'static>(self, question: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let (done, answer) = mpsc::channel();
         let body = move || drop(done.send(question()));
-        thread::Builder::new().name("control-command".to_owned()).spawn(body).ok()?;
+        thread::Builder::new().name("question".to_owned()).spawn(body).ok()?;
         answer.recv_timeout(self.0.saturating_duration_since(Instant::now()).max(LIMIT_MIN)).ok()
     }
 }
