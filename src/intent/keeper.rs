@@ -19,6 +19,7 @@
 use super::log::{Log, LogStart, Record};
 use super::message::Message;
 use super::page::{Page, PageNo};
+use super::queues::Queues;
 use super::regions::{RegionNo, RegionRange, Regions};
 use super::sweep::Sweep;
 use crate::bugs::{Bug, present};
@@ -71,32 +72,6 @@ pub enum Op {
     Grace(u64),
 }
 
-/// Queues whose doorbells are to be rung.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Queues(u64);
-
-impl Queues {
-    fn add(&mut self, queue: usize) {
-        debug_assert!(queue < crate::tracking::QUEUES_MAX);
-        self.0 |= 1 << (queue % 64);
-    }
-
-    pub fn none(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Takes a queue out; says whether it was in.
-    pub fn remove(&mut self, queue: usize) -> bool {
-        let was = self.contains(queue);
-        self.0 &= !(1 << (queue % 64));
-        was
-    }
-
-    pub fn contains(self, queue: usize) -> bool {
-        self.0 >> (queue % 64) & 1 == 1
-    }
-}
-
 /// What the keeper says of itself, for status reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -117,12 +92,15 @@ pub struct Keeper {
     limits: Limits,
     regions_per_page: u64,
     pages: Box<[Page]>,
+    /// Newly hot regions that no record names yet; none if there is no log.
+    wanted: Vec<RegionNo>,
     /// Pages that have to be written, and the one that was written last.
     dirty: BTreeSet<PageNo>,
     last: PageNo,
     log: Log,
-    /// How many pages are to be written so that the log has room again.
+    /// How many pages are to be written so that records need not count any more, and how many are being written.
     due: usize,
+    under_way: usize,
     /// Regions were cleared that records may name which still count on media.
     cleared: bool,
     waiting: Vec<(usize, RegionRange)>,
@@ -153,10 +131,12 @@ impl Keeper {
             limits,
             regions_per_page,
             pages: (0..count.div_ceil(regions_per_page)).map(page).collect(),
+            wanted: Vec::new(),
             dirty: BTreeSet::new(),
             last: PageNo(0),
             log: Log::new(log),
             due: 0,
+            under_way: 0,
             cleared: false,
             waiting: Vec::new(),
             listening: VecDeque::with_capacity(LISTENING_MAX),
@@ -234,8 +214,8 @@ impl Keeper {
         }
     }
 
-    /// The region is to be hot: at once if no page without it was submitted, else with its page's next write, or a
-    /// record before that.
+    /// The region is to be hot: at once if no page without it was submitted, else with a record, or, where there is no
+    /// log, with its page's next write.
     fn set(&mut self, region: RegionNo, regions: &Regions) {
         if regions.is_hot(region) || self.figures.failed {
             return;
@@ -248,7 +228,7 @@ impl Keeper {
             }
             return;
         }
-        let page = self.page_mut(region);
+        let page = &mut self.pages[place(number)];
         page.set(region, true);
         if let Some(at) = page.clearing.iter().position(|clearing| *clearing == region) {
             page.clearing.swap_remove(at);
@@ -259,6 +239,8 @@ impl Keeper {
             }
         } else if present(Bug::PageWriteSkipped) && page.cleared_by_write.contains(&region) {
             regions.heat(region);
+        } else if self.log.exists() {
+            self.wanted.push(region);
         } else {
             page.setting.push(region);
             self.dirty.insert(number);
@@ -330,7 +312,7 @@ impl Keeper {
             return Some(Op::Write(self.begin_write(page)));
         }
         if self.is_stale() {
-            return Some(Op::Write(self.begin_record(Vec::new(), Vec::new())));
+            return Some(Op::Write(self.begin_record()));
         }
         self.doubt = regions.is_in_doubt();
         if self.grace.is_some() || self.doubt {
@@ -357,16 +339,14 @@ impl Keeper {
         if self.figures.failed {
             return None;
         }
+        if self.log.exists() {
+            let is_next = self.log.has_room() && !self.wanted.is_empty();
+            return is_next.then(|| self.begin_record());
+        }
         let mut waited_for = self.dirty.iter().copied().filter(|page| !self.pages[place(*page)].setting.is_empty());
         let (first, more) = (waited_for.next()?, waited_for.next().is_some());
-        if self.log.has_room() {
-            let (named, pages) = self.take_waited();
-            Some(self.begin_record(named, pages))
-        } else if more || self.log.exists() || self.is_busy(first) {
-            None
-        } else {
-            Some(self.begin_write(first))
-        }
+        let is_next = !more && !self.is_busy(first);
+        is_next.then(|| self.begin_write(first))
     }
 
     /// Whether there is something for [`Self::poll`] now, besides what will be once a record is durable.
@@ -400,16 +380,14 @@ impl Keeper {
         self.figures.hot.saturating_sub(self.limits.hot_max)
     }
 
-    /// A page to be written that is not being written (H4): one that somebody waits for before one that only clears,
-    /// unless there is no room to name it because of those that are due; one that waits for the record under way goes
-    /// with the next. They take turns, or a page further up could wait for as long as there are cold writes further
-    /// down.
+    /// A page to be written that is not being written (H4): one that somebody waits for, or that keeps the log full,
+    /// before one that only clears. They take turns, or a page further up could wait for as long as there are cold
+    /// writes further down.
     fn next_write(&self) -> Option<PageNo> {
         let page = |number: PageNo| &self.pages[place(number)];
-        let next = |number: PageNo| self.log.writing().is_some() && page(number).is_only_waited_for();
         let in_turn = || {
             let behind = self.dirty.range((Bound::Excluded(self.last), Bound::Unbounded));
-            behind.chain(self.dirty.range(..=self.last)).copied().filter(|page| !self.is_busy(*page) && !next(*page))
+            behind.chain(self.dirty.range(..=self.last)).copied().filter(|page| !self.is_busy(*page))
         };
         let due = || in_turn().find(|number| page(*number).due).filter(|_| self.log.is_full());
         let waited_for = || in_turn().find(|number| !page(*number).setting.is_empty());
@@ -420,6 +398,7 @@ impl Keeper {
         let page = &mut self.pages[place(number)];
         self.due -= usize::from(page.due);
         page.begin_write();
+        self.under_way += 1;
         self.dirty.remove(&number);
         self.last = number;
         self.figures.page_writes += 1;
@@ -441,7 +420,9 @@ impl Keeper {
                 self.cleared |= !page.cleared_by_write.is_empty();
                 page.end_write();
                 page.set_by_write.drain(..).for_each(|region| regions.heat(region));
+                self.under_way -= 1;
                 self.settle_log();
+                self.make_room();
             }
         }
         self.settle(regions);
@@ -452,36 +433,35 @@ impl Keeper {
         self.log.settle(|page| pages[place(page)].needed());
     }
 
-    /// The regions that writes wait for, as many as a record holds, and their pages, which need not be written for
-    /// them.
-    fn take_waited(&mut self) -> (Vec<RegionNo>, Vec<PageNo>) {
-        let (mut named, mut pages) = (Vec::new(), Vec::new());
-        for number in &self.dirty {
-            let setting = &mut self.pages[place(*number)].setting;
-            let count = setting.len().min(RECORD_REGIONS_MAX - named.len());
-            if count > 0 {
-                named.extend(setting.drain(..count));
-                pages.push(*number);
-            }
+    /// A record of the regions that are wanted, as many as it holds; their pages need not be written for them.
+    fn begin_record(&mut self) -> Write {
+        let named: Vec<_> = self.wanted.drain(..self.wanted.len().min(RECORD_REGIONS_MAX)).collect();
+        let mut pages: Vec<_> = named.iter().map(|region| self.page_of(*region)).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        for page in &pages {
+            self.pages[place(*page)].log(self.log.next());
         }
-        self.dirty.retain(|number| self.pages[place(*number)].is_dirty());
-        (named, pages)
-    }
-
-    fn begin_record(&mut self, named: Vec<RegionNo>, pages: Vec<PageNo>) -> Write {
-        let number = self.log.begin(named, pages.clone());
-        for page in pages {
-            self.pages[place(page)].log(number);
-        }
+        self.log.begin(named, pages);
         self.cleared = false;
         self.figures.records += 1;
-        if self.due == 0 && self.log.is_pressed() {
-            for number in self.log.pages() {
-                self.due += usize::from(!std::mem::replace(&mut self.pages[place(number)].due, true));
-                self.dirty.insert(number);
-            }
-        }
+        self.make_room();
         Write::Record
+    }
+
+    /// Not while pages are written: most of what keeps the log full goes with them.
+    fn make_room(&mut self) {
+        if self.due == 0 && self.under_way == 0 && self.log.is_pressed() {
+            self.write_logged_pages();
+        }
+    }
+
+    /// The pages that records stand in for are to be written, so that none of these records counts any more.
+    fn write_logged_pages(&mut self) {
+        for number in self.log.pages() {
+            self.due += usize::from(!std::mem::replace(&mut self.pages[place(number)].due, true));
+            self.dirty.insert(number);
+        }
     }
 
     /// Whether a page or a record is being written.
@@ -562,6 +542,7 @@ impl Keeper {
             regions.doubt_primary();
         }
         let put_back = tracking.put_back() != self.put_back && !present(Bug::ClearedAfterFailure);
+        let cleared = self.figures.cleared;
         for region in std::mem::take(&mut self.cooled) {
             if !durable || put_back || regions.is_in_doubt() || tracking.any_marked(regions.tracks(region)) {
                 regions.heat(region);
@@ -574,6 +555,10 @@ impl Keeper {
             self.dirty.insert(number);
             self.figures.hot -= 1;
             self.figures.cleared += 1;
+        }
+        // A record that counts for the sake of another page would have what was cleared copied again after a crash.
+        if self.figures.cleared > cleared {
+            self.write_logged_pages();
         }
     }
 }

@@ -83,9 +83,11 @@ impl Log {
         self.writing.is_none() && !self.has_room()
     }
 
-    /// Whether pages should be written, so that there will be room: three quarters of the slots count.
+    /// Whether pages should be written, so that there will be room: three quarters of the slots count, or all but the
+    /// one that has to be free.
     pub fn is_pressed(&self) -> bool {
-        self.slots > 0 && 4 * (self.next - self.tail()) >= 3 * self.slots
+        let counting = self.next - self.tail();
+        self.slots > 0 && (4 * counting >= 3 * self.slots || counting + 1 >= self.slots)
     }
 
     /// Whether media counts records that no page needs any more: after a crash it would have their regions copied
@@ -99,8 +101,13 @@ impl Log {
         self.open.iter().flat_map(|open| open.pages.iter().copied())
     }
 
-    /// Begins a record of these regions, which lie in these pages; says its number.
-    pub fn begin(&mut self, regions: Vec<RegionNo>, pages: Vec<PageNo>) -> u64 {
+    /// The number of the next record.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Begins a record of these regions, which lie in these pages.
+    pub fn begin(&mut self, regions: Vec<RegionNo>, pages: Vec<PageNo>) {
         let number = self.next;
         let record = Record { number, tail: self.tail(), regions };
         self.next += 1;
@@ -109,7 +116,6 @@ impl Log {
             self.open.push_back(Open { number, pages });
         }
         self.writing = Some(record);
-        number
     }
 
     /// The record under way.
@@ -192,7 +198,8 @@ mod tests {
             for step in 0..1000_u64 {
                 if log.has_room() {
                     let pages = if step % 7 == 0 { vec![] } else { vec![PAGE] };
-                    let number = log.begin(vec![], pages);
+                    let number = log.next();
+                    log.begin(vec![], pages);
                     assert!(number < told + slots, "record {number} would be written over one from {told} on");
                     told = log.writing().expect("begun").tail;
                     log.end();

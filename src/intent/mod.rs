@@ -15,15 +15,17 @@ mod keeper;
 mod log;
 mod message;
 mod page;
+mod queues;
 mod regions;
 mod sweep;
 #[cfg(all(test, not(feature = "loom")))]
 mod tests;
 
-pub use keeper::{Figures, Keeper, Limits, Op, Queues, RECORD_REGIONS_MAX, Write};
+pub use keeper::{Figures, Keeper, Limits, Op, RECORD_REGIONS_MAX, Write};
 pub use log::{LogStart, Record};
 pub use message::Message;
 pub use page::PageNo;
+pub use queues::Queues;
 pub use regions::{Pinned, REGION_SIZE_DEFAULT, REGION_SIZE_MAX, RegionNo, RegionRange, Regions};
 
 /// A keeper's.

@@ -15,7 +15,7 @@ pub(super) struct Page {
     /// As the next write will carry them; nothing as long as none was ever set, as of most pages of a huge volume.
     bits: Box<[u64]>,
     regions: u64,
-    /// Set since the last write was submitted: no write carries them yet.
+    /// Set since the last write was submitted, and named by no record: nothing on its way carries them yet.
     pub setting: Vec<RegionNo>,
     /// Cleared since the last write was submitted: whatever is on media or on its way shows them.
     pub clearing: Vec<RegionNo>,
@@ -95,11 +95,6 @@ impl Page {
     /// Whether it is to be written: media differs from what it is to show, and no write under way will change that.
     pub fn is_dirty(&self) -> bool {
         !self.setting.is_empty() || !self.clearing.is_empty() || self.due
-    }
-
-    /// Whether it is to be written for the sake of writes that wait alone.
-    pub fn is_only_waited_for(&self) -> bool {
-        !self.due && self.clearing.is_empty()
     }
 
     /// The record of this number carries regions of the page that were set.

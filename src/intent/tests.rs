@@ -423,6 +423,48 @@ fn writes_to_several_pages_share_a_record() {
 }
 
 #[test]
+fn a_record_of_what_was_cleared_does_not_count_for_another_page() {
+    let mut bench = bench_with_log(15, LIMITS, &[], 8);
+    let (idle, used) = (RegionNo(0), RegionNo(7));
+    bench.want_all(&[range(idle.0, 1), range(used.0, 1)]);
+    assert_eq!(bench.recording.as_ref().expect("both").regions, [idle, used]);
+    bench.finish_all();
+    bench.tracking.mark_out_of_sync(bench.regions.tracks(used));
+    while bench.regions.is_hot(idle) {
+        assert!(bench.now_ms < 1000, "the region stays hot");
+        bench.now_ms += 100;
+        bench.poll();
+    }
+    bench.grace(true);
+    bench.finish_all();
+    let counts = bench.counting(false).any(|record| record.regions.contains(&idle));
+    assert!(!counts && !Bench::shows(&bench.media[&PageNo(0)], idle), "a crash would have it copied again");
+    assert!(bench.regions.is_hot(used) && bench.is_durable(used));
+}
+
+#[test]
+fn a_log_that_fills_up_while_pages_are_written_for_another_reason_has_room_again() {
+    let mut bench = bench_with_log(15, LIMITS, &[0b10], 2);
+    while bench.graces.is_empty() {
+        assert!(bench.now_ms < 1000, "nothing is cleared");
+        bench.now_ms += 100;
+        bench.poll();
+    }
+    // The only record that there is room for, and its page with it.
+    bench.want(range(0, 1));
+    bench.finish_record(true);
+    assert!(bench.writing.contains_key(&PageNo(0)), "it is full");
+    // Something else is cleared in the page, which has to be written again.
+    bench.grace(true);
+    bench.want(range(5, 1));
+    bench.finish(PageNo(0), true);
+    assert_eq!(bench.recording.as_ref().expect("there is room").regions, [RegionNo(5)]);
+    bench.want(range(10, 1));
+    bench.finish_all();
+    assert!(bench.regions.is_hot(RegionNo(10)), "nobody makes room");
+}
+
+#[test]
 fn a_log_that_fills_up_has_its_pages_written_beside_it() {
     let mut bench = bench_with_log(5 * 400, Limits { hot_max: 10_000, ..LIMITS }, &[], 8);
     for step in 0..400 {

@@ -26,8 +26,9 @@ pub use crate::intent::{REGION_SIZE_DEFAULT as REGION_BYTES, REGION_SIZE_MAX as 
 pub const SLOTS: [u64; 2] = [0, PAGE];
 /// The first intent page.
 pub const INTENT_OFFSET: u64 = 16384;
-/// Records that the intent log of a volume with more than one intent page has room for.
-pub const LOG_SLOTS: u32 = 64;
+/// Records that the intent log of a volume with more than one intent page has room for. The more there are, the more
+/// cold writes share one write of a page.
+pub const LOG_SLOTS: u32 = 256;
 /// Before the tracks in the save area; see [`super::saved`].
 pub const SAVED_HEADER_BYTES: u64 = 64;
 
@@ -111,7 +112,7 @@ mod tests {
         for (size, track) in [(TIB, 65536), (64 * TIB, 65536), (1024 * TIB, 1 << 20), (1, 4096)] {
             let layout = Layout::new(&Geometry::new(size, track).expect("valid"), REGION_BYTES);
             assert!(layout.intent_pages * PAGE <= 65536 * size.div_ceil(TIB), "{size}: {layout:?}");
-            assert_eq!(layout.save_offset - layout.log_offset(), if layout.intent_pages > 1 { 512 << 10 } else { 0 });
+            assert_eq!(layout.save_offset - layout.log_offset(), if layout.intent_pages > 1 { 2 << 20 } else { 0 });
             assert!(layout.is_sound(size.div_ceil(REGION_BYTES), layout.bytes()));
             assert!(!layout.is_sound(size.div_ceil(REGION_BYTES), layout.bytes() - 1));
         }
