@@ -10,12 +10,14 @@ from bench_host import cpu_seconds, process_cpu_seconds
 TICK = 0.2
 
 
-def job_file(bench, profile):
-    """The profile with this run's times in place of its own."""
+def job_file(bench, profile, offset=None):
+    """The profile with this run's times, and its offset if one is given, in place of its own."""
     with open(os.path.join(bench.options.profile_dir, profile + ".fio"), encoding="ascii") as file:
         lines = file.read().splitlines()
-    times = {"ramp_time": bench.options.ramp, "runtime": bench.options.seconds}
-    lines = [f"{key}={times[key]}" if (key := line.partition("=")[0]) in times else line for line in lines]
+    given = {"ramp_time": bench.options.ramp, "runtime": bench.options.seconds}
+    if offset:
+        given["offset"] = offset
+    lines = [f"{key}={given[key]}" if (key := line.partition("=")[0]) in given else line for line in lines]
     path = os.path.join(bench.work, profile + ".fio")
     with open(path, "w", encoding="ascii") as file:
         file.write("\n".join(lines) + "\n")
@@ -45,9 +47,9 @@ def cpu_within(notes, start, end):
     return (last[1] - first[1]) / elapsed, servers / elapsed
 
 
-def run_fio(bench, profile, device, pids):
+def run_fio(bench, profile, device, pids, offset=None):
     result = os.path.join(bench.work, "fio.json")
-    command = ["fio", "--output-format=json", f"--output={result}", "--eta=never", job_file(bench, profile)]
+    command = ["fio", "--output-format=json", f"--output={result}", "--eta=never", job_file(bench, profile, offset)]
     process = subprocess.Popen(command, env={**os.environ, "DEV": device}, stdout=subprocess.DEVNULL)
     notes = watch(process, pids)
     if process.returncode != 0:

@@ -16,6 +16,9 @@ from bench_wide import HEAD_MIB
 SYSTEMS = ("rublk", "tracking", "sync", "md", "drbd")
 FARPOINT = ("tracking", "sync")
 HOT_RANDOM, COLD_RANDOM = "randwrite-4k-qd32-hot", "randwrite-4k-qd32-cold"
+SEQUENTIAL = "seqwrite-128k-qd8-hot", "seqwrite-128k-qd8-cold"
+# Where the second cold sequential run begins; the first ends long before.
+OFFSET_AGAIN = "75%"
 # Of the cold random writes, those that met a region for the first time: chance makes it about 0.98.
 COLD_SHARE_MIN = 0.95
 VOLUME = "intent"
@@ -73,25 +76,33 @@ def make(bench, system, devices):
     return Farpoint(bench, devices, METADATA[0], system == "tracking")
 
 
+def runs(profiles):
+    """What a turn runs: a pass, a profile, an offset. The hot profile of each pair first; then the sequential pair again, the other
+    way round and on other regions, so that what changes from one run to the next, on a machine that is busy, is on both sides."""
+    profiles = list(filter(is_of_intent, profiles))
+    again = [profile for profile in reversed(profiles) if profile in SEQUENTIAL]
+    return [(0, profile, None) for profile in profiles] + [(1, profile, OFFSET_AGAIN) for profile in again]
+
+
 def turn(bench, number, system, devices):
-    """All profiles on one system, in their order: each cold one follows its hot one."""
+    """All profiles on one system. A turn counts as two rounds, one for each pass."""
     # Even an idle server looks after its timers.
     os.kill(bench.daemon.pid, signal.SIGCONT if system in FARPOINT else signal.SIGSTOP)
     made = make(bench, system, devices)
     try:
         if bench.options.pin and made.pids:
             pin(made.device)
-        for profile in filter(is_of_intent, bench.options.profiles):
+        for nth, profile, offset in runs(bench.options.profiles):
             if profile == HOT_RANDOM:
                 # The same writes once before: they mark the regions.
                 run_fio(bench, profile, made.device, made.pids)
             made.settle()
             before = made.marks()
-            figures = run_fio(bench, profile, made.device, made.pids)
+            figures = run_fio(bench, profile, made.device, made.pids, offset)
             marked = made.marks() - before
             if profile == COLD_RANDOM and system != "rublk":
                 check_cold(system, marked, figures["ios"])
-            bench.sample("intent", round=number, system=system, profile=profile, marked=marked, **figures)
+            bench.sample("intent", round=2 * number + nth, system=system, profile=profile, marked=marked, **figures)
             bench.say(f"round {number + 1} of {bench.options.rounds}  {profile:24} {system:10} {figures['iops']:9.0f} IOPS"
                       f"  {marked} regions marked")
     finally:
