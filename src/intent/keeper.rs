@@ -101,8 +101,6 @@ pub struct Keeper {
     /// How many pages are to be written so that records need not count any more, and how many are being written.
     due: usize,
     under_way: usize,
-    /// Regions were cleared that records may name which still count on media.
-    cleared: bool,
     waiting: Vec<(usize, RegionRange)>,
     listening: VecDeque<RegionNo>,
     sweep: Sweep,
@@ -137,7 +135,6 @@ impl Keeper {
             log: Log::new(log),
             due: 0,
             under_way: 0,
-            cleared: false,
             waiting: Vec::new(),
             listening: VecDeque::with_capacity(LISTENING_MAX),
             sweep: Sweep::new(limits.idle_ms),
@@ -349,7 +346,8 @@ impl Keeper {
         is_next.then(|| self.begin_write(first))
     }
 
-    /// Whether there is something for [`Self::poll`] now, besides what will be once a record is durable.
+    /// Whether there is something for [`Self::poll`] now, besides what will be once a record is durable, and what
+    /// [`Self::poll_waited`] would have said.
     pub fn has_work(&self, now_ms: u64) -> bool {
         let due = || self.due_ms().is_some_and(|due_ms| due_ms <= now_ms);
         !self.figures.failed && (self.next_write().is_some() || self.is_stale() || due())
@@ -357,7 +355,7 @@ impl Keeper {
 
     /// Whether media counts records of regions that were cleared, and can be told that it need not.
     fn is_stale(&self) -> bool {
-        self.cleared && self.log.is_stale() && self.log.has_room()
+        self.log.is_stale() && self.log.has_room()
     }
 
     /// When to ask again although nothing came.
@@ -389,9 +387,12 @@ impl Keeper {
             let behind = self.dirty.range((Bound::Excluded(self.last), Bound::Unbounded));
             behind.chain(self.dirty.range(..=self.last)).copied().filter(|page| !self.is_busy(*page))
         };
-        let due = || in_turn().find(|number| page(*number).due).filter(|_| self.log.is_full());
-        let waited_for = || in_turn().find(|number| !page(*number).setting.is_empty());
-        due().or_else(waited_for).or_else(|| in_turn().next())
+        let first = match (self.log.exists(), self.log.is_full()) {
+            (false, _) => in_turn().find(|number| !page(*number).setting.is_empty()),
+            (true, true) => in_turn().find(|number| page(*number).due),
+            (true, false) => None,
+        };
+        first.or_else(|| in_turn().next())
     }
 
     fn begin_write(&mut self, number: PageNo) -> Write {
@@ -417,7 +418,9 @@ impl Keeper {
             Write::Record => self.log.end().into_iter().for_each(|region| regions.heat(region)),
             Write::Page(number) => {
                 let page = &mut self.pages[place(number)];
-                self.cleared |= !page.cleared_by_write.is_empty();
+                if !page.cleared_by_write.is_empty() {
+                    self.log.note_cleared();
+                }
                 page.end_write();
                 page.set_by_write.drain(..).for_each(|region| regions.heat(region));
                 self.under_way -= 1;
@@ -443,7 +446,6 @@ impl Keeper {
             self.pages[place(*page)].log(self.log.next());
         }
         self.log.begin(named, pages);
-        self.cleared = false;
         self.figures.records += 1;
         self.make_room();
         Write::Record
@@ -456,17 +458,21 @@ impl Keeper {
         }
     }
 
-    /// The pages that records stand in for are to be written, so that none of these records counts any more.
+    /// The pages that records stand in for are to be written, so that none of these records counts any more. Those that
+    /// are being written already go with that.
     fn write_logged_pages(&mut self) {
         for number in self.log.pages() {
-            self.due += usize::from(!std::mem::replace(&mut self.pages[place(number)].due, true));
-            self.dirty.insert(number);
+            let page = &mut self.pages[place(number)];
+            if page.is_logged() && !std::mem::replace(&mut page.due, true) {
+                self.due += 1;
+                self.dirty.insert(number);
+            }
         }
     }
 
     /// Whether a page or a record is being written.
     pub fn is_writing(&self) -> bool {
-        self.log.writing().is_some() || self.pages.iter().any(|page| page.writing)
+        self.log.writing().is_some() || self.under_way > 0
     }
 
     /// What media shows for certain stays hot, nothing else ever will be.

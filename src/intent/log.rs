@@ -51,8 +51,9 @@ pub(super) struct Log {
     next: u64,
     /// The oldest record that counts by what media says.
     told: u64,
-    /// Behind the newest record that names anything.
+    /// Behind the newest record that names anything, and behind the newest that may name what was cleared since.
     named: u64,
+    cleared: u64,
     open: VecDeque<Open>,
     /// The record under way.
     writing: Option<Record>,
@@ -60,7 +61,8 @@ pub(super) struct Log {
 
 impl Log {
     pub fn new(start: LogStart) -> Self {
-        Self { slots: start.slots, next: start.next, told: start.next, named: 0, open: VecDeque::new(), writing: None }
+        let LogStart { slots, next } = start;
+        Self { slots, next, told: next, named: 0, cleared: 0, open: VecDeque::new(), writing: None }
     }
 
     /// The oldest record that counts; the next one if none does.
@@ -90,10 +92,15 @@ impl Log {
         self.slots > 0 && (4 * counting >= 3 * self.slots || counting + 1 >= self.slots)
     }
 
-    /// Whether media counts records that no page needs any more: after a crash it would have their regions copied
-    /// again for nothing.
+    /// Regions were cleared on media: any record until now may name them.
+    pub fn note_cleared(&mut self) {
+        self.cleared = self.next;
+    }
+
+    /// Whether media counts records that no page needs any more and that may name what was cleared: after a crash it
+    /// would be copied again for nothing.
     pub fn is_stale(&self) -> bool {
-        self.writing.is_none() && self.told < self.tail().min(self.named)
+        self.writing.is_none() && self.told < self.tail().min(self.named).min(self.cleared)
     }
 
     /// The pages that records stand in for; some more than once.
@@ -182,8 +189,9 @@ mod tests {
         let mut log = log(4);
         assert!(!log.is_stale(), "an empty log");
         record(&mut log, &[PAGE]);
-        assert!(!log.is_stale());
         log.settle(|_| u64::MAX);
+        assert!(!log.is_stale(), "nothing was cleared");
+        log.note_cleared();
         assert!(log.is_stale());
         let empty = record(&mut log, &[]);
         assert_eq!((empty.number, empty.tail), (2, 2));

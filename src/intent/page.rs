@@ -17,7 +17,7 @@ pub(super) struct Page {
     regions: u64,
     /// Set since the last write was submitted, and named by no record: nothing on its way carries them yet.
     pub setting: Vec<RegionNo>,
-    /// Cleared since the last write was submitted: whatever is on media or on its way shows them.
+    /// Cleared since the last write was submitted: the page or a record shows them, on media or on its way there.
     pub clearing: Vec<RegionNo>,
     /// Set by the write under way: durable when it is done.
     pub set_by_write: Vec<RegionNo>,
@@ -100,6 +100,11 @@ impl Page {
     /// The record of this number carries regions of the page that were set.
     pub fn log(&mut self, number: u64) {
         self.logged = self.logged.min(number);
+    }
+
+    /// Whether a record stands in for what no write of the page has carried yet.
+    pub fn is_logged(&self) -> bool {
+        self.logged != NO_RECORD
     }
 
     /// The oldest record that stands in for the page.

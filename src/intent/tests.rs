@@ -443,6 +443,26 @@ fn a_record_of_what_was_cleared_does_not_count_for_another_page() {
 }
 
 #[test]
+fn what_was_cleared_is_told_also_when_pages_end_one_by_one_between_records() {
+    let mut bench = bench_with_log(15, LIMITS, &[], 8);
+    bench.want_all(&[range(0, 1), range(7, 1)]);
+    bench.finish_all();
+    bench.tracking.mark_out_of_sync(bench.regions.tracks(RegionNo(7)));
+    while bench.graces.is_empty() {
+        assert!(bench.now_ms < 1000, "nothing is cleared");
+        bench.now_ms += 100;
+        bench.poll();
+    }
+    bench.grace(true);
+    bench.finish(PageNo(0), true);
+    bench.want(range(10, 1));
+    bench.finish_record(true);
+    bench.finish_all();
+    let counts = bench.counting(false).any(|record| record.regions.contains(&RegionNo(0)));
+    assert!(!counts, "a crash would have it copied again");
+}
+
+#[test]
 fn a_log_that_fills_up_while_pages_are_written_for_another_reason_has_room_again() {
     let mut bench = bench_with_log(15, LIMITS, &[0b10], 2);
     while bench.graces.is_empty() {
@@ -570,5 +590,9 @@ proptest! {
             }
         }
         prop_assert!(pinned.iter().all(|(_, hot)| *hot), "somebody waits for ever");
+        bench.finish_all();
+        let is_set = |region: &RegionNo| Bench::shows(bench.keeper.page(PageNo(region.0 / PER_PAGE)), *region);
+        let named = bench.counting(false).flat_map(|record| &record.regions);
+        prop_assert!(named.into_iter().all(is_set), "a record counts that names what was cleared");
     }
 }

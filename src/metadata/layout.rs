@@ -26,9 +26,11 @@ pub use crate::intent::{REGION_SIZE_DEFAULT as REGION_BYTES, REGION_SIZE_MAX as 
 pub const SLOTS: [u64; 2] = [0, PAGE];
 /// The first intent page.
 pub const INTENT_OFFSET: u64 = 16384;
-/// Records that the intent log of a volume with more than one intent page has room for. The more there are, the more
-/// cold writes share one write of a page.
-pub const LOG_SLOTS: u32 = 256;
+/// Records that the intent log of a volume with more than one intent page has room for, per page, and at least and at
+/// most. The more there are, the more cold writes share one write of a page.
+const LOG_SLOTS_PER_PAGE: u64 = 16;
+const LOG_SLOTS_MIN: u32 = 64;
+const LOG_SLOTS_MAX: u32 = 256;
 /// Before the tracks in the save area; see [`super::saved`].
 pub const SAVED_HEADER_BYTES: u64 = 64;
 
@@ -56,7 +58,9 @@ impl Layout {
     /// The layout of a new volume.
     pub fn new(geometry: &Geometry, region_bytes: u64) -> Self {
         let intent_pages = regions(geometry, region_bytes).div_ceil(REGIONS_PER_PAGE);
-        Self::with_log(geometry, intent_pages, if intent_pages > 1 { LOG_SLOTS } else { 0 })
+        let slots = u32::try_from(intent_pages * LOG_SLOTS_PER_PAGE).unwrap_or(LOG_SLOTS_MAX);
+        let slots = slots.clamp(LOG_SLOTS_MIN, LOG_SLOTS_MAX);
+        Self::with_log(geometry, intent_pages, if intent_pages > 1 { slots } else { 0 })
     }
 
     /// With a log of so many slots.
@@ -109,10 +113,16 @@ mod tests {
 
     #[test]
     fn intent_takes_at_most_64_kib_per_tib() {
-        for (size, track) in [(TIB, 65536), (64 * TIB, 65536), (1024 * TIB, 1 << 20), (1, 4096)] {
+        for (size, track, log_kib) in [
+            (TIB, 65536, 1152),
+            (64 * TIB, 65536, 2048),
+            (1024 * TIB, 1 << 20, 2048),
+            (TIB / 4, 65536, 512),
+            (1, 4096, 0),
+        ] {
             let layout = Layout::new(&Geometry::new(size, track).expect("valid"), REGION_BYTES);
             assert!(layout.intent_pages * PAGE <= 65536 * size.div_ceil(TIB), "{size}: {layout:?}");
-            assert_eq!(layout.save_offset - layout.log_offset(), if layout.intent_pages > 1 { 2 << 20 } else { 0 });
+            assert_eq!(layout.save_offset - layout.log_offset(), log_kib << 10);
             assert!(layout.is_sound(size.div_ceil(REGION_BYTES), layout.bytes()));
             assert!(!layout.is_sound(size.div_ceil(REGION_BYTES), layout.bytes() - 1));
         }
