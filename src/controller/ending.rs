@@ -2,7 +2,7 @@
 //! version say, takes nothing from anybody.
 
 use super::api::{Failure, FailureKind};
-use super::entry::{Entry, GOING_DOWN, Phase};
+use super::entry::{Doing, Entry, Phase};
 use super::lifecycle::{Ending, PATIENCE};
 use super::{Controller, Note};
 use crate::frontend::openers;
@@ -24,7 +24,7 @@ impl Controller {
         unused.retain(|name| !used.contains(name));
         self.end_these(&unused, Ending::Force, notes).await;
         // Those that somebody takes down have their time.
-        let is_ending = |entry: &Entry| matches!(entry.phase, Phase::Busy(GOING_DOWN));
+        let is_ending = |entry: &Entry| matches!(entry.phase, Phase::Busy(Doing::GoingDown));
         let ending = self.volumes.iter().filter(|(_, entry)| is_ending(entry)).map(|(name, _)| name.clone());
         let ending: Vec<_> = ending.collect();
         self.settle(&ending, notes).await;

@@ -10,6 +10,7 @@ use crate::metadata::media::Media;
 use crate::metadata::superblock::Superblock;
 use crate::uploader::Policy;
 use crate::volume::{Spec, Volume};
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,15 +22,31 @@ const AGAIN_MAX: Duration = Duration::from_secs(30);
 /// What is going on with a volume.
 pub(super) enum Phase {
     Down,
-    /// Something that may block is under way: the word for it.
-    Busy(&'static str),
+    /// Something that may block is under way.
+    Busy(Doing),
     Up(Box<Volume>),
     /// It could not be taken down or has broken; why.
     Failed(String),
 }
 
-/// What is going on with a volume that a stop is under way for.
-pub(super) const GOING_DOWN: &str = "going down";
+/// What is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doing {
+    ComingUp,
+    GoingDown,
+    Deleting,
+}
+
+impl fmt::Display for Doing {
+    /// As it is said of the volume.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ComingUp => "coming up",
+            Self::GoingDown => "going down",
+            Self::Deleting => "being deleted",
+        })
+    }
+}
 
 /// The volume comes up as soon as it can.
 pub(super) struct Waiting {
@@ -211,7 +228,7 @@ impl Entry {
                 ),
                 None => state("the volume is down; bring it up first".to_owned()),
             },
-            Phase::Busy(what) => state(format!("the volume is {what}; try again when that is done")),
+            Phase::Busy(doing) => state(format!("the volume is {doing}; try again when that is done")),
             Phase::Failed(why) => state(format!("the volume has failed: {why}; take it down")),
         }
     }
@@ -219,8 +236,8 @@ impl Entry {
     /// Whether settings may be changed, which writes the volume's file.
     pub fn may_be_set(&self, name: &str) -> Result<(), Failure> {
         let what = match self.phase {
-            Phase::Busy(what) => what,
-            _ if self.writing => "being set",
+            Phase::Busy(doing) => doing.to_string(),
+            _ if self.writing => "being set".to_owned(),
             _ => return Ok(()),
         };
         let why = format!("{name}: the volume is {what}; try again when that is done");
@@ -275,7 +292,7 @@ mod tests {
         assert!(entry.may_be_set("v").is_ok());
         entry.writing = true;
         assert!(entry.may_be_set("v").is_err());
-        (entry.writing, entry.phase) = (false, Phase::Busy("being deleted"));
+        (entry.writing, entry.phase) = (false, Phase::Busy(Doing::Deleting));
         let failure = entry.may_be_set("v").expect_err("the file would come back");
         assert_eq!(failure.message, "v: the volume is being deleted; try again when that is done");
     }

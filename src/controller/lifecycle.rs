@@ -3,7 +3,7 @@
 
 use super::api::{Create, Done, Down, Failure, FailureKind, Response, UpReply};
 use super::config::{MetadataErrorPolicy, VolumeConfig};
-use super::entry::{Entry, GOING_DOWN, Opening, Phase, Told};
+use super::entry::{Doing, Entry, Opening, Phase, Told};
 use super::limits::MIB;
 use super::media::{self, Known};
 use super::{Controller, Note, Reply, UNANSWERED, answer, need};
@@ -218,7 +218,7 @@ impl Controller {
                 entry.running()?;
                 return Err(Failure::new(FailureKind::WrongState, format!("{name} is up already")));
             }
-            entry.phase = Phase::Busy("coming up");
+            entry.phase = Phase::Busy(Doing::ComingUp);
             entry.fresh = false;
             Ok((entry.id, entry.spec(&name), entry.config.clone()))
         });
@@ -356,7 +356,7 @@ impl Controller {
         self.abort_for(name);
         let notes = self.notes.clone();
         let Some(entry) = self.volumes.get_mut(name) else { return };
-        let volume = match std::mem::replace(&mut entry.phase, Phase::Busy(GOING_DOWN)) {
+        let volume = match std::mem::replace(&mut entry.phase, Phase::Busy(Doing::GoingDown)) {
             Phase::Up(volume) => volume,
             other => {
                 entry.phase = other;
@@ -425,7 +425,7 @@ impl Controller {
             return answer(reply, Err(failure));
         }
         if let Some(entry) = self.volumes.get_mut(&name) {
-            entry.phase = Phase::Busy("being deleted");
+            entry.phase = Phase::Busy(Doing::Deleting);
         }
         let (config, own, notes) = (self.config.clone(), self.own_devices(), self.notes.clone());
         let volume = self.volumes.get(&name).map(|entry| entry.config.clone());

@@ -85,7 +85,7 @@ fn blank(name: &str, entry: &Entry, state: VolumeState) -> VolumeReport {
     let reason = match &entry.phase {
         Phase::Failed(why) => Some(why.clone()),
         Phase::Up(volume) => volume.broken().map(entry::broken).or_else(|| entry.last_abort.clone()),
-        Phase::Busy(what) => Some((*what).to_owned()),
+        Phase::Busy(doing) => Some(doing.to_string()),
         Phase::Down => match &entry.waiting {
             Some(waiting) => waiting.why.clone(),
             None => entry.last_abort.clone(),

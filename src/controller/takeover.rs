@@ -3,7 +3,7 @@
 //! that come up with the daemon wait in the same way.
 
 use super::api::{Done, Failure, FailureKind, Response};
-use super::entry::{Entry, GOING_DOWN, Phase, Waiting};
+use super::entry::{Doing, Entry, Phase, Waiting};
 use super::lifecycle::unused;
 use super::{Controller, Note, Reply, answer};
 use crate::frontend::leftovers::{self, Leftover};
@@ -150,7 +150,7 @@ impl Controller {
     pub(super) fn give_up_waiting(&mut self, name: String, force: bool, reply: Reply) {
         let Some(entry) = self.volumes.get_mut(&name) else { return };
         let (owner, notes) = (entry.known.superblock.owner(), self.notes.clone());
-        entry.phase = Phase::Busy(GOING_DOWN);
+        entry.phase = Phase::Busy(Doing::GoingDown);
         spawn_blocking(move || {
             let failed = |error: io::Error| Failure::new(FailureKind::Failed, format!("{name}: {error}"));
             // Its number may be another's by now.
