@@ -1,9 +1,10 @@
 """What durable intent costs, as scripts/bench tells it: cold writes beside hot ones, opening, what a crash has copied again."""
 
+import statistics
 from collections import defaultdict
 
 from bench_crash import HOT_MAX, REGION_BYTES
-from bench_figures import median, number, paired, rounded, spread, with_spread
+from bench_figures import PASSES, median, number, paired, rounded, spread, with_spread
 
 HOT, COLD = "-hot", "-cold"
 RANDOM, SEQUENTIAL = "randwrite-4k-qd32", "seqwrite-128k-qd8"
@@ -20,9 +21,12 @@ class Intent:
             self.runs[sample["system"], sample["profile"]][sample["round"]] = sample
 
     def cold_ratios(self, system, profile):
-        """Cold IOPS to the same system's hot IOPS, by round."""
-        hot, cold = self.runs[system, profile + HOT], self.runs[system, profile + COLD]
-        return {at: cold[at]["iops"] / hot[at]["iops"] for at in cold if at in hot}
+        """Cold IOPS to the same system's hot IOPS, by turn: the mean of its passes."""
+        hot, cold, turns = self.runs[system, profile + HOT], self.runs[system, profile + COLD], defaultdict(list)
+        for at in cold:
+            if at in hot:
+                turns[at // PASSES].append(cold[at]["iops"] / hot[at]["iops"])
+        return {turn: statistics.geometric_mean(ratios) for turn, ratios in turns.items()}
 
     def complete(self, row):
         """Adds to a row of a cold profile its ratio to the hot one, and how many regions were marked for each write."""

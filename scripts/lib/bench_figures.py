@@ -2,6 +2,9 @@
 
 import statistics
 
+# A turn of the intent part counts as so many rounds.
+PASSES = 2
+
 
 def known(values):
     return [value for value in values if value is not None]

@@ -8,6 +8,7 @@ are compared within a turn.
 import os
 import signal
 
+from bench_figures import PASSES
 from bench_fio import run_fio
 from bench_host import METADATA, Rublk, pin
 from bench_peers import Drbd, Md
@@ -77,15 +78,15 @@ def make(bench, system, devices):
 
 
 def runs(profiles):
-    """What a turn runs: a pass, a profile, an offset. The hot profile of each pair first; then the sequential pair again, the other
-    way round and on other regions, so that what changes from one run to the next, on a machine that is busy, is on both sides."""
+    """What a turn runs: a pass, a profile, an offset. All profiles in their order; then the sequential two again, the other way
+    round and the cold one on other regions, so that what changes while they run, on a machine that is busy, is on both sides."""
     profiles = list(filter(is_of_intent, profiles))
     again = [profile for profile in reversed(profiles) if profile in SEQUENTIAL]
     return [(0, profile, None) for profile in profiles] + [(1, profile, OFFSET_AGAIN) for profile in again]
 
 
 def turn(bench, number, system, devices):
-    """All profiles on one system. A turn counts as two rounds, one for each pass."""
+    """All profiles on one system. Each pass of a turn counts as a round of its own."""
     # Even an idle server looks after its timers.
     os.kill(bench.daemon.pid, signal.SIGCONT if system in FARPOINT else signal.SIGSTOP)
     made = make(bench, system, devices)
@@ -102,7 +103,7 @@ def turn(bench, number, system, devices):
             marked = made.marks() - before
             if profile == COLD_RANDOM and system != "rublk":
                 check_cold(system, marked, figures["ios"])
-            bench.sample("intent", round=2 * number + nth, system=system, profile=profile, marked=marked, **figures)
+            bench.sample("intent", round=PASSES * number + nth, system=system, profile=profile, marked=marked, **figures)
             bench.say(f"round {number + 1} of {bench.options.rounds}  {profile:24} {system:10} {figures['iops']:9.0f} IOPS"
                       f"  {marked} regions marked")
     finally:
