@@ -21,7 +21,7 @@ class Intent:
             self.runs[sample["system"], sample["profile"]][sample["round"]] = sample
 
     def cold_ratios(self, system, profile):
-        """Cold IOPS to the same system's hot IOPS, by turn: the mean of its passes."""
+        """Cold IOPS to the same system's hot IOPS, by turn: the geometric mean over its passes."""
         hot, cold, turns = self.runs[system, profile + HOT], self.runs[system, profile + COLD], defaultdict(list)
         for at in cold:
             if at in hot:
@@ -55,7 +55,8 @@ class Intent:
 
 
 def intent_table(rows, names):
-    lines = ["", "Intent: writes to regions that have to be marked on media first (cold), and to those that are marked (hot).", "",
+    lines = ["", "Intent: writes to regions that have to be marked on media first (cold), and to those that are marked (hot). A turn runs the "
+             "sequential two twice, as two rounds; of their ratios the geometric mean counts.", "",
              "| Profile | System | IOPS | MiB/s | p50 us | p99 us | CPU us per I/O | marked per write | IOPS / rublk | cold / hot |",
              "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
     last = None
