@@ -308,7 +308,7 @@ impl Keeper {
         if let Some(page) = self.next_write() {
             return Some(Op::Write(self.begin_write(page)));
         }
-        if self.is_stale() {
+        if self.log.is_stale() {
             return Some(Op::Write(self.begin_record()));
         }
         self.doubt = regions.is_in_doubt();
@@ -350,12 +350,7 @@ impl Keeper {
     /// [`Self::poll_waited`] would have said.
     pub fn has_work(&self, now_ms: u64) -> bool {
         let due = || self.due_ms().is_some_and(|due_ms| due_ms <= now_ms);
-        !self.figures.failed && (self.next_write().is_some() || self.is_stale() || due())
-    }
-
-    /// Whether media counts records of regions that were cleared, and can be told that it need not.
-    fn is_stale(&self) -> bool {
-        self.log.is_stale() && self.log.has_room()
+        !self.figures.failed && (self.next_write().is_some() || self.log.is_stale() || due())
     }
 
     /// When to ask again although nothing came.

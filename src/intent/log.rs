@@ -97,10 +97,10 @@ impl Log {
         self.cleared = self.next;
     }
 
-    /// Whether media counts records that no page needs any more and that may name what was cleared: after a crash it
-    /// would be copied again for nothing.
+    /// Whether media counts records that no page needs any more and that may name what was cleared, and can be told not
+    /// to: after a crash it would be copied again for nothing.
     pub fn is_stale(&self) -> bool {
-        self.writing.is_none() && self.told < self.tail().min(self.named).min(self.cleared)
+        self.has_room() && self.told < self.tail().min(self.named).min(self.cleared)
     }
 
     /// The pages that records stand in for; some more than once.
@@ -189,6 +189,7 @@ mod tests {
         let mut log = log(4);
         assert!(!log.is_stale(), "an empty log");
         record(&mut log, &[PAGE]);
+        assert!(!log.is_stale());
         log.settle(|_| u64::MAX);
         assert!(!log.is_stale(), "nothing was cleared");
         log.note_cleared();

@@ -15,7 +15,7 @@ pub(super) struct Page {
     /// As the next write will carry them; nothing as long as none was ever set, as of most pages of a huge volume.
     bits: Box<[u64]>,
     regions: u64,
-    /// Set since the last write was submitted, and named by no record: nothing on its way carries them yet.
+    /// Set since the last write was submitted: no write carries them yet. None where there is a log to name them.
     pub setting: Vec<RegionNo>,
     /// Cleared since the last write was submitted: the page or a record shows them, on media or on its way there.
     pub clearing: Vec<RegionNo>,
