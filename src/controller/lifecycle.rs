@@ -478,7 +478,7 @@ fn serve(
     let intent = Intent {
         area: media.intent_area(),
         region_size: superblock.region_size.into(),
-        hot: &recovery.hot.words,
+        hot: &recovery.hot,
         log: recovery.log(),
         suspend,
         failed: Box::new(move |error| {

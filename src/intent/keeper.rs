@@ -25,7 +25,7 @@ use super::sweep::Sweep;
 use crate::bugs::{Bug, present};
 use crate::tracking::Tracking;
 use std::collections::{BTreeSet, VecDeque};
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 
 /// Regions marked ahead that it listens to; the oldest are forgotten, which costs a writer a wait.
 const LISTENING_MAX: usize = 64;
@@ -118,8 +118,14 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// `hot`: what the pages on media show, one bit per region. Makes the same regions hot in memory.
-    pub fn new(limits: Limits, regions: &Regions, regions_per_page: u64, hot: &[u64], log: LogStart) -> Self {
+    /// `hot`: the runs of regions that the pages on media show hot. Makes the same regions hot in memory.
+    pub fn new(
+        limits: Limits,
+        regions: &Regions,
+        regions_per_page: u64,
+        hot: impl IntoIterator<Item = Range<u64>>,
+        log: LogStart,
+    ) -> Self {
         let count = regions.count();
         let page = |page: u64| {
             let first = page * regions_per_page;
@@ -147,7 +153,7 @@ impl Keeper {
             wakes: Queues::default(),
             figures: Figures::default(),
         };
-        for region in set_bits(hot).take_while(|region| region.0 < count) {
+        for region in hot.into_iter().flatten().map(RegionNo) {
             keeper.page_mut(region).set(region, true);
             keeper.figures.hot += 1;
             regions.heat(region);
@@ -562,15 +568,6 @@ impl Keeper {
             self.write_logged_pages();
         }
     }
-}
-
-/// The regions whose bits are set, of the first region's bit on.
-fn set_bits(words: &[u64]) -> impl Iterator<Item = RegionNo> {
-    let hot = words.iter().enumerate().filter(|(_, word)| **word != 0);
-    hot.flat_map(|(place, word)| {
-        let bits = (0..64).filter(move |bit| word >> bit & 1 == 1);
-        bits.map(move |bit| RegionNo(place as u64 * 64 + bit))
-    })
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the pages are in memory, so usize holds their number")]

@@ -30,16 +30,17 @@ struct Bench {
     now_ms: u64,
 }
 
-fn bench(regions: u64, limits: Limits, hot: &[u64]) -> Bench {
+fn bench(regions: u64, limits: Limits, hot: impl IntoIterator<Item = u64>) -> Bench {
     bench_with_log(regions, limits, hot, 0)
 }
 
-fn bench_with_log(regions: u64, limits: Limits, hot: &[u64], slots: u64) -> Bench {
+fn bench_with_log(regions: u64, limits: Limits, hot: impl IntoIterator<Item = u64>, slots: u64) -> Bench {
     let geometry = Geometry::new(regions * REGION, TRACK).expect("valid");
     let words = |count: u64| Words::new(usize::try_from(count).expect("small")).expect("memory");
     let bitmap = || Bitmap::new(geometry.tracks(), words(Bitmap::words_for(geometry.tracks())));
     let tracking = Tracking::new(geometry, 1, Arc::new(Epoch::new()), [bitmap(), bitmap()]);
     let regions = Regions::new(geometry, REGION, words(Regions::count_of(&geometry, REGION)));
+    let hot = hot.into_iter().map(|region| region..region + 1);
     let keeper = Keeper::new(limits, &regions, PER_PAGE, hot, LogStart { slots, ..LogStart::NONE });
     let pages = regions.count().div_ceil(PER_PAGE);
     let media = (0..pages).map(|page| (PageNo(page), keeper.page(PageNo(page)).to_vec())).collect();
@@ -168,7 +169,7 @@ impl Bench {
 
 #[test]
 fn regions_are_those_of_the_tracks() {
-    let bench = bench(7, LIMITS, &[]);
+    let bench = bench(7, LIMITS, []);
     let tracks = |start, count| TrackRange { start: TrackNo(start), count };
     assert_eq!(bench.regions.of(tracks(0, 2)), range(0, 1));
     assert_eq!(bench.regions.of(tracks(1, 2)), range(0, 2));
@@ -178,7 +179,7 @@ fn regions_are_those_of_the_tracks() {
 
 #[test]
 fn a_want_is_answered_when_its_page_is_durable_and_not_before() {
-    let mut bench = bench(12, LIMITS, &[]);
+    let mut bench = bench(12, LIMITS, []);
     assert!(!bench.regions.pin(range(4, 2)).hot);
     bench.want(range(4, 2));
     assert_eq!(bench.writing.len(), 2, "the regions lie in two pages");
@@ -191,7 +192,7 @@ fn a_want_is_answered_when_its_page_is_durable_and_not_before() {
 
 #[test]
 fn what_comes_while_a_page_is_written_goes_with_the_next_write_of_it() {
-    let mut bench = bench(5, LIMITS, &[]);
+    let mut bench = bench(5, LIMITS, []);
     bench.want(range(0, 1));
     for region in 1..5 {
         bench.want(range(region, 1));
@@ -206,14 +207,14 @@ fn what_comes_while_a_page_is_written_goes_with_the_next_write_of_it() {
 
 #[test]
 fn a_want_of_what_is_hot_already_is_answered_at_once() {
-    let mut bench = bench(5, LIMITS, &[1]);
+    let mut bench = bench(5, LIMITS, [0]);
     bench.want(range(0, 1));
     assert!(bench.hear(), "or a write whose letter crossed with another's page write would wait for ever");
 }
 
 #[test]
 fn an_unused_region_is_cleared_after_its_grace() {
-    let mut bench = bench(5, LIMITS, &[0b11]);
+    let mut bench = bench(5, LIMITS, 0..2);
     bench.regions.pin(range(1, 1));
     bench.now_ms = 100;
     bench.poll();
@@ -238,7 +239,7 @@ fn an_unused_region_is_cleared_after_its_grace() {
 #[test]
 fn a_failed_grace_a_mark_or_anything_put_back_leaves_the_region_hot() {
     for what in 0..3 {
-        let mut bench = bench(5, LIMITS, &[1]);
+        let mut bench = bench(5, LIMITS, [0]);
         bench.now_ms = 100;
         bench.poll();
         assert!(!bench.regions.is_hot(RegionNo(0)));
@@ -259,7 +260,7 @@ fn a_failed_grace_a_mark_or_anything_put_back_leaves_the_region_hot() {
 #[test]
 fn a_region_with_a_mark_in_either_structure_stays_hot() {
     for cut in [false, true] {
-        let mut bench = bench(5, LIMITS, &[1]);
+        let mut bench = bench(5, LIMITS, [0]);
         if cut {
             let epoch = Arc::new(Epoch::new());
             let geometry = *bench.tracking.geometry();
@@ -283,7 +284,7 @@ fn a_region_with_a_mark_in_either_structure_stays_hot() {
 #[test]
 fn a_want_gets_a_region_back_at_once_until_the_page_without_it_is_submitted() {
     // While the grace is under way.
-    let mut cooled = bench(5, LIMITS, &[1]);
+    let mut cooled = bench(5, LIMITS, [0]);
     cooled.now_ms = 100;
     cooled.poll();
     cooled.want(range(0, 1));
@@ -292,7 +293,7 @@ fn a_want_gets_a_region_back_at_once_until_the_page_without_it_is_submitted() {
     assert!(cooled.writing.is_empty() && cooled.regions.is_hot(RegionNo(0)), "the grace was for nobody");
 
     // When the page is busy with another write.
-    let mut busy = bench(5, LIMITS, &[1]);
+    let mut busy = bench(5, LIMITS, [0]);
     busy.now_ms = 100;
     busy.poll();
     busy.want(range(3, 1));
@@ -304,7 +305,7 @@ fn a_want_gets_a_region_back_at_once_until_the_page_without_it_is_submitted() {
     assert_eq!(busy.keeper.figures().page_writes, 1, "nothing is left to write");
 
     // When the page without it is on its way: the next write of it.
-    let mut late = bench(5, LIMITS, &[1]);
+    let mut late = bench(5, LIMITS, [0]);
     late.now_ms = 100;
     late.poll();
     late.grace(true);
@@ -318,7 +319,7 @@ fn a_want_gets_a_region_back_at_once_until_the_page_without_it_is_submitted() {
 
 #[test]
 fn beyond_the_bound_the_least_used_are_cleared_and_marked_ones_stay() {
-    let mut bench = bench(10, Limits { idle_ms: 100_000, batch: 10, ..LIMITS }, &[0b11_1111_1111]);
+    let mut bench = bench(10, Limits { idle_ms: 100_000, batch: 10, ..LIMITS }, 0..10);
     for region in [0, 1, 2] {
         bench.tracking.mark_out_of_sync(bench.regions.tracks(RegionNo(region)));
     }
@@ -336,7 +337,7 @@ fn beyond_the_bound_the_least_used_are_cleared_and_marked_ones_stay() {
 #[test]
 fn a_huge_volume_is_gone_round_in_stretches() {
     let count = 20_000;
-    let mut bench = bench(count, LIMITS, &[u64::MAX; 20_000_usize.div_ceil(64)]);
+    let mut bench = bench(count, LIMITS, 0..count);
     let used = |bench: &Bench| range(0, count).iter().filter(|region| bench.regions.is_used(*region)).count();
     bench.regions.pin(range(0, count));
     bench.regions.unpin(range(0, count));
@@ -360,7 +361,7 @@ fn a_huge_volume_is_gone_round_in_stretches() {
 #[test]
 fn what_is_cooled_does_not_wait_for_the_end_of_a_long_round() {
     let count = 300 * 4096;
-    let mut bench = bench(count, LIMITS, &vec![u64::MAX; 300 * 4096 / 64]);
+    let mut bench = bench(count, LIMITS, 0..count);
     for region in range(1, count - 1).iter() {
         bench.tracking.mark_out_of_sync(bench.regions.tracks(region));
     }
@@ -373,7 +374,7 @@ fn what_is_cooled_does_not_wait_for_the_end_of_a_long_round() {
 
 #[test]
 fn a_sequential_writer_waits_once() {
-    let mut bench = bench(60, Limits { ahead: 8, hot_max: 100, ..LIMITS }, &[]);
+    let mut bench = bench(60, Limits { ahead: 8, hot_max: 100, ..LIMITS }, []);
     let mut waited = 0;
     for region in 0..60 {
         let pinned = bench.regions.pin(range(region, 1));
@@ -394,7 +395,7 @@ fn a_sequential_writer_waits_once() {
 
 #[test]
 fn writes_to_several_pages_share_a_record() {
-    let mut bench = bench_with_log(15, LIMITS, &[], 8);
+    let mut bench = bench_with_log(15, LIMITS, [], 8);
     bench.want(range(0, 1));
     bench.want(range(7, 1));
     assert!(bench.writing.is_empty(), "what comes while a record is written goes with the next");
@@ -424,7 +425,7 @@ fn writes_to_several_pages_share_a_record() {
 
 #[test]
 fn a_record_of_what_was_cleared_does_not_count_for_another_page() {
-    let mut bench = bench_with_log(15, LIMITS, &[], 8);
+    let mut bench = bench_with_log(15, LIMITS, [], 8);
     let (idle, used) = (RegionNo(0), RegionNo(7));
     bench.want_all(&[range(idle.0, 1), range(used.0, 1)]);
     assert_eq!(bench.recording.as_ref().expect("both").regions, [idle, used]);
@@ -444,7 +445,7 @@ fn a_record_of_what_was_cleared_does_not_count_for_another_page() {
 
 #[test]
 fn what_was_cleared_is_told_also_when_pages_end_one_by_one_between_records() {
-    let mut bench = bench_with_log(15, LIMITS, &[], 8);
+    let mut bench = bench_with_log(15, LIMITS, [], 8);
     bench.want_all(&[range(0, 1), range(7, 1)]);
     bench.finish_all();
     bench.tracking.mark_out_of_sync(bench.regions.tracks(RegionNo(7)));
@@ -464,7 +465,7 @@ fn what_was_cleared_is_told_also_when_pages_end_one_by_one_between_records() {
 
 #[test]
 fn a_log_that_fills_up_while_pages_are_written_for_another_reason_has_room_again() {
-    let mut bench = bench_with_log(15, LIMITS, &[0b10], 2);
+    let mut bench = bench_with_log(15, LIMITS, [1], 2);
     while bench.graces.is_empty() {
         assert!(bench.now_ms < 1000, "nothing is cleared");
         bench.now_ms += 100;
@@ -486,7 +487,7 @@ fn a_log_that_fills_up_while_pages_are_written_for_another_reason_has_room_again
 
 #[test]
 fn a_log_that_fills_up_has_its_pages_written_beside_it() {
-    let mut bench = bench_with_log(5 * 400, Limits { hot_max: 10_000, ..LIMITS }, &[], 8);
+    let mut bench = bench_with_log(5 * 400, Limits { hot_max: 10_000, ..LIMITS }, [], 8);
     for step in 0..400 {
         bench.want_all(&[range(step * 5, 1), range((step * 5 + 1001) % 2000, 1)]);
         while bench.recording.is_some() {
@@ -506,7 +507,7 @@ fn a_log_that_fills_up_has_its_pages_written_beside_it() {
 
 #[test]
 fn a_failed_record_is_final() {
-    let mut bench = bench_with_log(15, LIMITS, &[1], 4);
+    let mut bench = bench_with_log(15, LIMITS, 0..1, 4);
     bench.want(range(4, 2));
     bench.finish_record(false);
     assert!(bench.hear() && !bench.regions.is_hot(RegionNo(4)) && bench.regions.is_hot(RegionNo(0)));
@@ -515,7 +516,7 @@ fn a_failed_record_is_final() {
 
 #[test]
 fn what_is_said_to_be_durable_after_a_failure_is_not_believed() {
-    let mut bench = bench(12, LIMITS, &[]);
+    let mut bench = bench(12, LIMITS, []);
     bench.want_all(&[range(1, 1), range(6, 1)]);
     bench.finish(PageNo(1), false);
     bench.finish(PageNo(0), true);
@@ -525,7 +526,7 @@ fn what_is_said_to_be_durable_after_a_failure_is_not_believed() {
 #[test]
 fn a_failed_write_is_final() {
     for suspend in [false, true] {
-        let mut bench = bench(12, Limits { suspend, ..LIMITS }, &[1]);
+        let mut bench = bench(12, Limits { suspend, ..LIMITS }, [0]);
         bench.regions.pin(range(6, 1));
         bench.want(range(6, 1));
         bench.finish(PageNo(1), false);
@@ -546,7 +547,8 @@ proptest! {
         hot in 0_u64..1 << 12, ahead in 0_u64..4, slots in prop::sample::select(vec![0_u64, 2, 3, 4, 8]),
         steps in prop::collection::vec((0_u8..11, 0_u64..12, 1_u64..7), 1..300),
     ) {
-        let mut bench = bench_with_log(12, Limits { ahead, ..LIMITS }, &[hot], slots);
+        let hot = (0..12).filter(|region| hot >> region & 1 == 1);
+        let mut bench = bench_with_log(12, Limits { ahead, ..LIMITS }, hot, slots);
         let mut pinned: Vec<(RegionRange, bool)> = Vec::new();
         for (what, at, count) in steps {
             let regions = range(at, count.min(12 - at));

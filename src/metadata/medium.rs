@@ -68,10 +68,15 @@ impl Page {
         self.0[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Of everything but the checksum itself, which is the four bytes at `at`.
+    /// See [`checksum`].
     pub fn checksum(&self, at: usize) -> u32 {
-        crc32c::crc32c_append(crc32c::crc32c(&self.0[..at]), &self.0[at + 4..])
+        checksum(&self.0, at)
     }
+}
+
+/// Of everything but the checksum itself, which is the four bytes at `at`.
+pub fn checksum(page: &[u8; PAGE_BYTES], at: usize) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&page[..at]), &page[at + 4..])
 }
 
 impl fmt::Debug for Page {

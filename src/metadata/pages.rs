@@ -17,8 +17,8 @@
 use std::io;
 use std::ops::Range;
 
-use super::layout::{Layout, PAGE_BYTES, PAGE_HEADER_BYTES, WORDS_PER_PAGE};
-use super::medium::{CHUNK_BYTES, Chunk, Medium, Page};
+use super::layout::{Layout, PAGE_BYTES, PAGE_HEADER_BYTES, REGIONS_PER_PAGE, WORDS_PER_PAGE};
+use super::medium::{CHUNK_BYTES, Chunk, Medium, Page, checksum};
 use super::tracks::Tracks;
 use crate::bugs::{Bug, present};
 use crate::geometry::Geometry;
@@ -51,23 +51,24 @@ pub fn encode(volume: [u8; 16], number: u64, words: &[u64]) -> Page {
     page
 }
 
-/// The words of a page, all ones if it is not the page `number` of this volume, whole.
-pub fn decode(page: &Page, volume: [u8; 16], number: u64) -> (Found, [u64; WORDS_PER_PAGE]) {
-    let ones = [u64::MAX; WORDS_PER_PAGE];
-    if page.is_zero() {
-        return (Found::Absent, ones);
+/// What a page turned out to be, and its words; none where no region is hot. All ones if it is not the page `number` of
+/// this volume, whole.
+pub fn decode(page: &[u8; PAGE_BYTES], volume: [u8; 16], number: u64) -> (Found, Box<[u64]>) {
+    let ones = || Box::from([u64::MAX; WORDS_PER_PAGE]);
+    if *page == Page::ZERO.0 {
+        return (Found::Absent, ones());
     }
-    let ours = page.get::<4>(0) == *MAGIC
-        && u64::from_le_bytes(page.get(NUMBER)) == number
-        && page.get::<16>(VOLUME) == volume
-        && u32::from_le_bytes(page.get(CRC)) == page.checksum(CRC);
+    let holds = |at: usize, bytes: &[u8]| page[at..at + bytes.len()] == *bytes;
+    let ours = holds(0, MAGIC)
+        && holds(NUMBER, &number.to_le_bytes())
+        && holds(VOLUME, &volume)
+        && holds(CRC, &checksum(page, CRC).to_le_bytes());
     if !ours {
-        return (Found::Damaged, if present(Bug::DamagedPageIsCold) { [0; WORDS_PER_PAGE] } else { ones });
+        return (Found::Damaged, if present(Bug::DamagedPageIsCold) { Box::default() } else { ones() });
     }
-    let mut words = [0; WORDS_PER_PAGE];
-    for (word, bytes) in words.iter_mut().zip(page.0[PAGE_HEADER_BYTES..].as_chunks().0) {
-        *word = u64::from_le_bytes(*bytes);
-    }
+    let (words, _) = page[PAGE_HEADER_BYTES..].as_chunks();
+    let is_cold = words.iter().all(|word| *word == [0; 8]);
+    let words = if is_cold { Box::default() } else { words.iter().map(|word| u64::from_le_bytes(*word)).collect() };
     (Found::Valid, words)
 }
 
@@ -76,8 +77,9 @@ pub fn decode(page: &Page, volume: [u8; 16], number: u64) -> (Found, [u64; WORDS
 pub struct Hot {
     /// How many regions there are.
     pub regions: u64,
-    /// One bit for each; bits behind the last region are zero.
-    pub words: Vec<u64>,
+    /// The words of each page, a bit for each region; bits behind the last region are zero. None where no region is
+    /// hot, as of most pages of a huge volume: what is not there takes no time to go through.
+    pages: Box<[Box<[u64]>]>,
     /// Pages that were read as all ones because they are damaged.
     pub damaged_pages: u64,
     /// Pages that were read as all ones because they were never written.
@@ -85,40 +87,55 @@ pub struct Hot {
 }
 
 impl Hot {
+    /// Of so many regions none.
+    pub fn none(regions: u64) -> Self {
+        let pages = (0..regions.div_ceil(REGIONS_PER_PAGE)).map(|_| Box::default()).collect();
+        Self { regions, pages, damaged_pages: 0, absent_pages: 0 }
+    }
+
     pub fn count(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+        self.pages.iter().flatten().map(|word| u64::from(word.count_ones())).sum()
     }
 
     pub fn contains(&self, region: u64) -> bool {
-        let word = usize::try_from(region / 64).ok().and_then(|at| self.words.get(at));
-        word.is_some_and(|word| word >> (region % 64) & 1 == 1)
+        let (page, word, bit) = place(region);
+        self.pages.get(page).and_then(|words| words.get(word)).is_some_and(|word| word & bit != 0)
     }
 
     pub fn insert(&mut self, region: u64) {
-        if region < self.regions
-            && let Some(word) = usize::try_from(region / 64).ok().and_then(|at| self.words.get_mut(at))
-        {
-            *word |= 1 << (region % 64);
+        let (page, word, bit) = place(region);
+        if region < self.regions {
+            let words = &mut self.pages[page];
+            if words.is_empty() {
+                *words = Box::from([0; WORDS_PER_PAGE]);
+            }
+            words[word] |= bit;
         }
     }
 
     /// Every region.
     pub fn fill(&mut self) {
-        self.words.fill(u64::MAX);
-        self.trim();
-    }
-
-    /// Bits behind the last region are zero.
-    fn trim(&mut self) {
-        if let Some(last) = self.words.last_mut().filter(|_| !self.regions.is_multiple_of(64)) {
-            *last &= (1 << (self.regions % 64)) - 1;
+        for page in 0..self.pages.len() {
+            self.put(page, Box::from([u64::MAX; WORDS_PER_PAGE]));
         }
     }
 
-    /// The words of one page.
+    /// These are the words of a page, as far as it has regions.
+    fn put(&mut self, page: usize, mut words: Box<[u64]>) {
+        let regions = self.regions - page as u64 * REGIONS_PER_PAGE;
+        for (word, first) in words.iter_mut().zip((0..).step_by(64)) {
+            let there = regions.saturating_sub(first);
+            if there < 64 {
+                *word &= (1 << there) - 1;
+            }
+        }
+        let is_cold = words.iter().all(|word| *word == 0);
+        self.pages[page] = if is_cold { Box::default() } else { words };
+    }
+
+    /// The words of one page; none if no region is hot.
     pub fn page(&self, page: u64) -> &[u64] {
-        let start = usize::try_from(page).unwrap_or(usize::MAX).saturating_mul(WORDS_PER_PAGE).min(self.words.len());
-        &self.words[start..(start + WORDS_PER_PAGE).min(self.words.len())]
+        usize::try_from(page).ok().and_then(|page| self.pages.get(page)).map_or(&[], |words| words)
     }
 
     /// Every track of every hot region.
@@ -140,43 +157,54 @@ impl Hot {
 
     /// The first region from `from` on that is hot, or that is not; found word by word.
     fn next(&self, from: u64, hot: bool) -> Option<u64> {
-        let first = usize::try_from(from / 64).ok()?;
-        let mut behind = u64::MAX << (from % 64);
-        for (place, word) in self.words.iter().enumerate().skip(first) {
-            let found = if hot { *word } else { !word } & behind;
-            if found != 0 {
-                let region = place as u64 * 64 + u64::from(found.trailing_zeros());
-                return Some(region).filter(|region| *region < self.regions);
+        let (first_page, first_word, bit) = place(from);
+        let (mut skipped, mut behind) = (first_word, !(bit - 1));
+        for (page, words) in self.pages.iter().enumerate().skip(first_page) {
+            let cold: &[u64] = if hot { &[] } else { &[0; WORDS_PER_PAGE] };
+            let words = if words.is_empty() { cold } else { words };
+            for (place, word) in words.iter().enumerate().skip(skipped) {
+                let found = if hot { *word } else { !word } & behind;
+                if found != 0 {
+                    let region = page as u64 * REGIONS_PER_PAGE + place as u64 * 64 + u64::from(found.trailing_zeros());
+                    return Some(region).filter(|region| *region < self.regions);
+                }
+                behind = u64::MAX;
             }
-            behind = u64::MAX;
+            (skipped, behind) = (0, u64::MAX);
         }
         None
     }
 }
 
+/// Page, word and bit of a region.
+fn place(region: u64) -> (usize, usize, u64) {
+    let within = region % REGIONS_PER_PAGE;
+    let index = |number| usize::try_from(number).unwrap_or(usize::MAX);
+    (index(region / REGIONS_PER_PAGE), index(within / 64), 1 << (within % 64))
+}
+
 /// Reads all intent pages.
 pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16], regions: u64) -> io::Result<Hot> {
-    let words = usize::try_from(regions.div_ceil(64)).map_err(io::Error::other)?;
-    let mut hot = Hot { regions, words: Vec::with_capacity(words), damaged_pages: 0, absent_pages: 0 };
-    let (mut page, mut chunk) = (Page::ZERO, Chunk::new());
+    let mut hot = Hot::none(regions);
+    let mut chunk = Chunk::new();
     let mut number = 0;
     while number < layout.intent_pages {
         let count = usize::try_from(layout.intent_pages - number).unwrap_or(usize::MAX).min(CHUNK_BYTES / PAGE_BYTES);
         let chunk = &mut chunk.0[..count * PAGE_BYTES];
         medium.read(layout.intent_offset + number * PAGE_BYTES as u64, chunk)?;
-        for bytes in chunk.chunks_exact(PAGE_BYTES) {
-            page.0.copy_from_slice(bytes);
-            let (found, bits) = decode(&page, volume, number);
+        for page in chunk.as_chunks().0 {
+            let (found, words) = decode(page, volume, number);
             match found {
                 Found::Valid => {}
                 Found::Absent => hot.absent_pages += 1,
                 Found::Damaged => hot.damaged_pages += 1,
             }
-            hot.words.extend(bits.iter().take(words - hot.words.len()));
+            if !words.is_empty() {
+                hot.put(place(number * REGIONS_PER_PAGE).0, words);
+            }
             number += 1;
         }
     }
-    hot.trim();
     Ok(hot)
 }
 
@@ -185,45 +213,69 @@ mod tests {
     use super::*;
 
     const ID: [u8; 16] = *b"0123456789abcdef";
+    const PAGE: u64 = REGIONS_PER_PAGE;
 
     #[test]
     fn every_changed_byte_makes_a_page_all_ones() {
-        let words: Vec<u64> = (0..WORDS_PER_PAGE as u64).map(|at| at * 3).collect();
-        let good = encode(ID, 7, &words);
-        assert_eq!(decode(&good, ID, 7), (Found::Valid, words.clone().try_into().expect("all words")));
-        let ones = [u64::MAX; WORDS_PER_PAGE];
+        let words: Box<[u64]> = (0..WORDS_PER_PAGE as u64).map(|at| at * 3).collect();
+        let good = encode(ID, 7, &words).0;
+        assert_eq!(decode(&good, ID, 7), (Found::Valid, words));
+        let ones: Box<[u64]> = Box::from([u64::MAX; WORDS_PER_PAGE]);
         for at in 0..PAGE_BYTES {
             for flip in [1, 0x80, 0xff] {
-                let mut page = good.clone();
-                page.0[at] ^= flip;
-                assert_eq!(decode(&page, ID, 7), (Found::Damaged, ones), "byte {at}");
+                let mut page = good;
+                page[at] ^= flip;
+                assert_eq!(decode(&page, ID, 7), (Found::Damaged, ones.clone()), "byte {at}");
             }
         }
-        assert_eq!(decode(&good, ID, 8), (Found::Damaged, ones), "a page written to the wrong place");
-        assert_eq!(decode(&good, *b"fedcba9876543210", 7), (Found::Damaged, ones), "of another volume");
-        assert_eq!(decode(&Page::ZERO, ID, 7), (Found::Absent, ones));
+        assert_eq!(decode(&good, ID, 8), (Found::Damaged, ones.clone()), "a page written to the wrong place");
+        assert_eq!(decode(&good, *b"fedcba9876543210", 7), (Found::Damaged, ones.clone()), "of another volume");
+        assert_eq!(decode(&Page::ZERO.0, ID, 7), (Found::Absent, ones));
+    }
+
+    #[test]
+    fn the_words_of_a_page_are_there_only_if_a_region_is_hot() {
+        let last = WORDS_PER_PAGE - 1;
+        let mut words = [0; WORDS_PER_PAGE];
+        assert_eq!(decode(&encode(ID, 7, &words).0, ID, 7), (Found::Valid, Box::default()));
+        words[last] = 1 << 63;
+        assert_eq!(decode(&encode(ID, 7, &words).0, ID, 7), (Found::Valid, Box::from(words)));
+        let mut hot = Hot::none(REGIONS_PER_PAGE + 65);
+        hot.put(1, Box::from([0, 0b100, 7]));
+        assert_eq!((hot.page(1), hot.count()), (&[][..], 0), "bits behind the last region");
+        hot.put(1, Box::from([0, 0b101, 7]));
+        assert_eq!(hot.page(1), [0, 1, 0]);
+        assert_eq!((hot.page(0), hot.page(2)), (&[][..], &[][..]));
     }
 
     #[test]
     fn runs_are_what_is_hot_and_end_with_the_volume() {
-        let runs = |words: &[u64], regions| {
-            let hot = Hot { regions, words: words.to_vec(), damaged_pages: 0, absent_pages: 0 };
+        let runs = |regions, hot_ones: &mut dyn Iterator<Item = u64>| {
+            let mut hot = Hot::none(regions);
+            hot_ones.for_each(|region| hot.insert(region));
             let runs: Vec<_> = hot.runs().collect();
             let one_by_one: Vec<u64> = (0..regions).filter(|region| hot.contains(*region)).collect();
             assert_eq!(runs.iter().cloned().flatten().collect::<Vec<_>>(), one_by_one);
+            assert_eq!(hot.count(), one_by_one.len() as u64);
             runs
         };
-        assert_eq!(runs(&[0, 0], 100), []);
-        for regions in [100, 128] {
-            assert_eq!(runs(&[u64::MAX, u64::MAX], regions), vec![0..regions; 1]);
+        assert_eq!(runs(100, &mut (0..0)), []);
+        for regions in [100, 128, PAGE, 2 * PAGE + 1] {
+            assert_eq!(runs(regions, &mut (0..regions + 70)), vec![0..regions; 1]);
+            let mut hot = Hot::none(regions);
+            hot.fill();
+            assert_eq!(hot.runs().collect::<Vec<_>>(), vec![0..regions; 1]);
         }
-        assert_eq!(runs(&[1 << 63 | 0b1101, 0b10_0001], 100), [0..1, 2..4, 63..65, 69..70]);
+        let some = runs(100, &mut [0, 2, 3, 63, 64, 69].into_iter());
+        assert_eq!(some, [0..1, 2..4, 63..65, 69..70]);
+        let across = runs(4 * PAGE, &mut [PAGE - 1, PAGE].into_iter().chain(3 * PAGE..4 * PAGE));
+        assert_eq!(across, [PAGE - 1..PAGE + 1, 3 * PAGE..4 * PAGE]);
     }
 
     #[test]
     fn hot_regions_are_whole_runs_of_tracks_and_end_with_the_volume() {
         let geometry = Geometry::new((10 << 20) + 4096, 65536).expect("valid");
-        let mut hot = Hot { regions: 3, words: vec![0], damaged_pages: 0, absent_pages: 0 };
+        let mut hot = Hot::none(3);
         assert_eq!(hot.tracks(&geometry, 4 << 20).count(), 0);
         hot.insert(2);
         hot.insert(3);

@@ -10,6 +10,7 @@ use crate::frontend::{Attended, IntentDesk, IntentWrite};
 use crate::intent::{Figures, Keeper, Limits, LogStart, Mailbox, Message, Queues, Regions, Write};
 use crate::metadata::area::{Extent, IntentArea, WRITE_BYTES_MAX};
 use crate::metadata::layout::REGIONS_PER_PAGE;
+use crate::metadata::media::Hot;
 use crate::tracking::Tracking;
 use std::fmt;
 use std::io;
@@ -25,8 +26,8 @@ pub struct Intent<'a> {
     pub area: IntentArea,
     /// In bytes.
     pub region_size: u64,
-    /// One bit for each region that media shows hot.
-    pub hot: &'a [u64],
+    /// The regions that media shows hot.
+    pub hot: &'a Hot,
     pub log: LogStart,
     /// After a failed write of the metadata writes to cold regions wait until the volume goes down, instead of failing.
     pub suspend: bool,
@@ -85,7 +86,7 @@ impl Desk {
     ) -> Self {
         let Intent { area, hot, log, suspend, failed, .. } = intent;
         let limits = Limits { hot_max: HOT_MAX, idle_ms: IDLE_MS, ahead: AHEAD, batch: BATCH, suspend };
-        let keeper = Keeper::new(limits, &regions, REGIONS_PER_PAGE, hot, log);
+        let keeper = Keeper::new(limits, &regions, REGIONS_PER_PAGE, hot.runs(), log);
         let kept = Mutex::new(OnDesk { keeper, letters: Vec::new(), stopped: false });
         let failure = Mutex::new(Failure { error: None, told: Some(failed) });
         Self { kept, regions, tracking, area, mailbox, bells, began, failure }

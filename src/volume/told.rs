@@ -5,14 +5,14 @@ use crate::geometry::Geometry;
 use crate::intent::{LogStart, PageNo, REGION_SIZE_DEFAULT, RegionNo};
 use crate::metadata::Side;
 use crate::metadata::layout::Layout;
-use crate::metadata::media::Media;
+use crate::metadata::media::{Hot, Media};
 use crate::metadata::medium::Medium;
 use crate::metadata::superblock::Superblock;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 /// What was asked for: a page and its first word, to be durable at once or with the flush; a record and its regions.
 #[derive(Debug, PartialEq)]
@@ -81,6 +81,9 @@ impl Medium for Told {
     }
 }
 
+/// No region is hot.
+static COLD: LazyLock<Hot> = LazyLock::new(|| Hot::none(0));
+
 /// The intent of a new volume none of whose regions is hot, the medium, and where failures are told.
 pub fn intent(geometry: &Geometry, suspend: bool, log_slots: u32) -> (Arc<Told>, Intent<'static>, Receiver<String>) {
     let pages = Layout::new(geometry, REGION_SIZE_DEFAULT).intent_pages;
@@ -101,7 +104,7 @@ pub fn intent(geometry: &Geometry, suspend: bool, log_slots: u32) -> (Arc<Told>,
     let intent = Intent {
         area: media.intent_area(),
         region_size: REGION_SIZE_DEFAULT,
-        hot: &[],
+        hot: &COLD,
         log: LogStart { slots: log_slots.into(), ..LogStart::NONE },
         suspend,
         failed: Box::new(move |error| drop(fail.send(error.to_string()))),

@@ -11,6 +11,7 @@ use crate::side::Side;
 use farpoint::intent::{self, Keeper, LogStart, Regions};
 use farpoint::memory::Words;
 use farpoint::metadata::layout::{Layout, REGIONS_PER_PAGE};
+use farpoint::metadata::media::Hot;
 use farpoint::metadata::{self, superblock::Superblock};
 use farpoint::tracking::{Bitmap, Epoch, Tracking};
 use farpoint::uploader::Drain;
@@ -38,7 +39,7 @@ pub struct Volume {
 
 impl Volume {
     pub fn new(index: usize, options: &Options, epoch: &Arc<Epoch>, seed: u64, start: Option<Start>) -> Self {
-        let hot = start.as_ref().map(|start| (start.recovery.hot.words.clone(), start.recovery.log()));
+        let hot = start.as_ref().map(|start| (start.recovery.hot.clone(), start.recovery.log()));
         let recovered = start.as_ref().map(|start| start.recovery.tracks.clone());
         let sides = match &start {
             Some(start) => renamed(index, &start.primary, &start.secondary),
@@ -114,9 +115,13 @@ pub fn first_start(index: usize, options: &Options, rng: &mut Rng) -> Start {
 }
 
 /// Without intent every region is hot for ever, and the keeper sleeps.
-fn keeper(options: &Options, regions: &Regions, found: Option<(Vec<u64>, LogStart)>) -> KeeperDriver {
+fn keeper(options: &Options, regions: &Regions, found: Option<(Hot, LogStart)>) -> KeeperDriver {
     let asleep = intent::Limits { hot_max: u64::MAX, idle_ms: u64::MAX, ahead: 0, batch: 1, suspend: false };
-    let all = || vec![u64::MAX; crate::devices::index(regions.count().div_ceil(64))];
+    let all = || {
+        let mut hot = Hot::none(regions.count());
+        hot.fill();
+        hot
+    };
     let (hot, log) = found.unwrap_or_else(|| (all(), LogStart::NONE));
-    KeeperDriver::new(Keeper::new(options.intent.unwrap_or(asleep), regions, REGIONS_PER_PAGE, &hot, log))
+    KeeperDriver::new(Keeper::new(options.intent.unwrap_or(asleep), regions, REGIONS_PER_PAGE, hot.runs(), log))
 }
