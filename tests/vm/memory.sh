@@ -16,8 +16,10 @@ resident=$(sed -n 's/^VmRSS:[[:space:]]*\([0-9]*\) kB/\1/p' "/proc/$daemon/statu
 at_least "locked memory in kB, of the resident" "$((resident / 2))" "$locked"
 queues=0 drains=0
 for task in "/proc/$daemon/task"/*; do
-    name=$(cat "$task/comm")
-    read -r -a words < <(sed 's/.*) //' "$task/stat")
+    # A worker may have ended by now.
+    stat=$(cat "$task/stat" 2>/dev/null) || continue
+    name=${stat#*(} name=${name%) *}
+    read -r -a words <<<"${stat##*) }"
     flusher=$(((words[6] & noio) != 0))
     say "thread $name: I/O flusher $flusher"
     case $name in

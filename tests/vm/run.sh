@@ -24,7 +24,8 @@ TEST is the name of a file in tests/vm without .sh.
 
 One line is printed for each test: ok, FAILED with the end of its log, or skipped with the reason. The last line is
 "N passed, N failed, N skipped". Exit status: 0 if none failed, 1 if one did, 2 wrong usage, 3 if not all could be run.
-A guest that dies fails the test under way, and the others run in another one. FARPOINT_BIN, FARPOINT_DEVICE_BIN and
+Where there are processors and memory for it, two guests run side by side and share the tests. A guest that dies fails the test
+under way, and the others run in another one. FARPOINT_BIN, FARPOINT_DEVICE_BIN and
 FARPOINT_STORAGE_BIN name programs that are built already.
 TEXT
 }
@@ -76,6 +77,8 @@ power-cut        short 900  outside
 low-memory       long  1500 small
 '
 
+# Memory of a guest.
+guest_mib=3072
 form=short kernel='' inside='' keep='' list='' chosen=()
 
 parse_options() {
@@ -148,7 +151,7 @@ built() {
 
 # boot WHERE TEST...: the exit status is that of the guest.
 boot() {
-    local options=(--timeout 2400 --memory 3072 --share "$keep") disks=() disk status=0 where=$1
+    local options=(--timeout 2400 --memory "$guest_mib" --share "$keep") disks=() disk status=0 where=$1
     shift
     [[ $form != long ]] || options[1]=7200
     if [[ $where == small ]]; then
@@ -163,49 +166,87 @@ boot() {
     return "$status"
 }
 
-# remaining: the tests chosen that have no result yet, as "NAME SECONDS WHERE".
-remaining() {
+# claim NAME: takes a test for this lane; fails if another has it. In a directory, because a guest is told the truth when it
+# makes one, while what it reads of another guest's files may be old.
+claim() { mkdir "$keep/claimed/$1" 2>/dev/null; }
+
+# unclaimed: the tests chosen that nobody has taken yet, as "NAME SECONDS WHERE".
+unclaimed() {
     local name rest
     while read -r name rest; do
-        grep --quiet "^[a-zA-Z]* $name\$" "$keep/results" || echo "$name $rest"
+        [[ -d $keep/claimed/$name ]] || echo "$name $rest"
     done < <(selection)
 }
 
-# run_in_guests: as many guests as are needed, within reason.
+# clear_results: nothing is claimed, and nothing has run.
+clear_results() {
+    rm -rf "$keep/claimed" "$keep"/results* "$keep"/current*
+    mkdir "$keep/claimed"
+}
+
+# notes WHAT: the lane's own file of results, or of the test under way.
+notes() { echo "$keep/$1${FARPOINT_LANE:+.$FARPOINT_LANE}"; }
+
+# lanes: how many guests run side by side. Most tests wait most of the time, so that two take little more than half as long.
+lanes() {
+    local available
+    available=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
+    if (($(nproc) > 1 && available > 2 * guest_mib + 2048)); then echo 1 2; else echo 1; fi
+}
+
+# run_in_guests: the lanes, to their end.
 run_in_guests() {
-    local boots status before=0 left=() where
+    local lane status=0
+    lane_pids=()
     keep=${keep:-${CARGO_TARGET_DIR:-$top/target}/vm-tests}
     mkdir -p "$keep"
     keep=$(cd "$keep" && pwd -P)
-    : >"$keep/results"
+    clear_results
+    # Each in a process group of its own, to be ended as a whole.
+    trap end_lanes INT TERM
+    set -m
+    for lane in $(lanes); do
+        FARPOINT_LANE=$lane run_lane </dev/null &
+        lane_pids+=($!)
+    done
+    set +m
+    for lane in "${lane_pids[@]}"; do wait "$lane" || status=$?; done
+    trap - INT TERM
+    ((status == 0)) || return 3
+    conclude
+}
+
+end_lanes() {
+    local lane
+    for lane in "${lane_pids[@]}"; do kill -TERM -- "-$lane" 2>/dev/null || true; done
+    wait
+    exit 130
+}
+
+# run_lane: as many guests one after the other as are needed, within reason.
+run_lane() {
+    local boots status left=() where
+    export FARPOINT_LANE
     for ((boots = 0; boots < 7; boots++)); do
-        mapfile -t left < <(remaining)
-        ((${#left[@]} > 0)) || break
-        if ((${#left[@]} == before)); then
-            echo "run.sh: the guest could not run the tests" >&2
-            return 3
-        fi
-        before=${#left[@]} where=${left[0]##* }
+        mapfile -t left < <(unclaimed)
+        ((${#left[@]} > 0)) || return 0
+        where=${left[0]##* }
         mapfile -t left < <(printf '%s\n' "${left[@]}" | sed -n "s/ $where\$//p")
         if [[ $where == outside ]]; then
             run_outside "${left[@]}"
             continue
         fi
-        rm -f "$keep/current"
+        rm -f "$(notes current)"
         status=0
         boot "$where" "${left[@]%% *}" || status=$?
-        if [[ $status != [01] && -s $keep/current ]]; then
-            echo "FAILED  $(<"$keep/current"): the guest ended with $status while it ran"
-            echo "failed $(<"$keep/current")" >>"$keep/results"
+        if [[ $status != [01] && -s $(notes current) ]]; then
+            echo "FAILED  $(<"$(notes current)"): the guest ended with $status while it ran"
+            echo "failed $(<"$(notes current)")" >>"$(notes results)"
         elif [[ $status != [01] ]]; then
             echo "run.sh: the guest could not run the tests: $status" >&2
             return 3
         fi
     done
-    conclude
-    mapfile -t left < <(remaining)
-    ((${#left[@]} == 0)) || { echo "run.sh: not run: ${left[*]%% *}" >&2 && return 3; }
-    ! grep --quiet '^failed ' "$keep/results"
 }
 
 # run_outside "NAME SECONDS"...: tests that boot guests themselves.
@@ -214,6 +255,7 @@ run_outside() {
     export FARPOINT_LONG='' FARPOINT_KERNEL=$kernel FARPOINT_WORK
     [[ $form != long ]] || FARPOINT_LONG=yes
     while read -r name seconds; do
+        claim "$name" || continue
         status=0 began=$SECONDS
         FARPOINT_WORK=$(mktemp --directory /tmp/farpoint-outside.XXXXXX)
         timeout --signal=TERM --kill-after=60 "$seconds" "$here/$name.sh" >"$keep/$name.log" 2>&1 </dev/null || status=$?
@@ -224,12 +266,19 @@ run_outside() {
     done < <(printf '%s\n' "$@")
 }
 
+# conclude: the last line. Fails if a test did, or was not run.
 conclude() {
-    local count each=()
+    local results count each=() name left=()
+    results=$(cat "$keep"/results*) || true
     for count in passed failed skipped; do
-        each+=("$(grep --count "^$count " "$keep/results" || true) $count")
+        each+=("$(grep --count "^$count " <<<"$results" || true) $count")
     done
+    while read -r name _; do
+        grep --quiet "^[a-z]* $name\$" <<<"$results" || left+=("$name")
+    done < <(selection)
     echo "${each[0]}, ${each[1]}, ${each[2]} in $SECONDS seconds"
+    ((${#left[@]} == 0)) || { echo "run.sh: not run: ${left[*]}" >&2 && return 3; }
+    ! grep --quiet '^failed ' <<<"$results"
 }
 
 # What every test needs, once.
@@ -262,7 +311,7 @@ run_test() {
     local name=$1 seconds=$2 status=0 log began=$SECONDS
     forget_files
     log=$keep/$name.log
-    echo "$name" >"$keep/current"
+    echo "$name" >"$(notes current)"
     export FARPOINT_WORK=$directory/$name
     mkdir -p "$FARPOINT_WORK"
     echo "farpoint-test: $name" >/dev/kmsg
@@ -282,10 +331,10 @@ verdict() {
         77) word=skipped && echo "skipped $1: $(sed -n 's/^skipped: //p' "$3" | tail -n 1)" ;;
         *)
             echo "FAILED  $1 ($4 s) $figures"
-            tail -n 45 "$3" | sed 's/^/        /'
+            tail -n 45 "$3" | sed "s/^/        $1: /"
             ;;
     esac
-    echo "$word $1" >>"$keep/results"
+    echo "$word $1" >>"$(notes results)"
 }
 
 # aftermath NAME: what the test left in the machine; whatever it is goes, but it counts as a failure.
@@ -350,14 +399,16 @@ hung() {
 
 # Called by run_in_guests, or by hand on a machine that has ublk.
 run_inside() {
-    local name seconds where by_hand=''
+    local name seconds where
     prepare
-    if [[ -z $keep ]]; then
-        by_hand=yes keep=$directory
-        : >"$keep/results"
+    if [[ -z ${FARPOINT_LANE:-} ]]; then
+        keep=${keep:-$directory}
+        mkdir -p "$keep"
+        clear_results
     fi
     echo "farpoint tests ($form) on Linux $(uname -r)"
     while read -r name seconds where <&3; do
+        claim "$name" || continue
         if [[ $where == outside ]]; then
             echo "skipped: it boots guests itself; run it without --inside" >"$keep/$name.log"
             verdict "$name" 77 "$keep/$name.log" 0
@@ -365,9 +416,9 @@ run_inside() {
             run_test "$name" "$seconds"
         fi
     done 3< <(selection)
-    rm -f "$keep/current"
-    [[ -z $by_hand ]] || conclude
-    ! grep --quiet '^failed ' "$keep/results"
+    rm -f "$(notes current)"
+    # Of all lanes the one who began them tells.
+    [[ -n ${FARPOINT_LANE:-} ]] || conclude
 }
 
 main() {
