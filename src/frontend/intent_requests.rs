@@ -1,6 +1,7 @@
 //! The intent writes of one queue: at most one at a time, in memory of its own, on the queue's ring.
 
 use super::intent_write::{IntentDesk, IntentWrite};
+use crate::intent::Message;
 use crate::memory::{Buffer, MemoryError, Pool};
 use io_uring::{opcode, squeue, types};
 use std::io;
@@ -16,33 +17,39 @@ const AGAIN_MAX: u8 = 16;
 pub(super) struct IntentRequests {
     queue: usize,
     desk: Option<(Arc<dyn IntentDesk>, Buffer)>,
-    /// Letters lie there that nobody was rung for.
-    left_letters: bool,
+    /// For the keeper, who reads them at the end of the turn; and whether there is more for it to look at.
+    letters: Vec<Message>,
+    answered: bool,
     under_way: Option<(IntentWrite, u8)>,
 }
 
 impl IntentRequests {
-    /// Without a desk, or with one that no ring can write for, none is ever made.
-    pub fn new(queue: usize, desk: Option<&Arc<dyn IntentDesk>>) -> Result<Self, MemoryError> {
+    /// Of a queue of this depth. Without a desk, or with one that no ring can write for, none is ever made.
+    pub fn new(queue: usize, depth: usize, desk: Option<&Arc<dyn IntentDesk>>) -> Result<Self, MemoryError> {
         let desk = desk.filter(|desk| desk.raw_fd().is_some()).map(|desk| {
             let memory = Pool::new(1, desk.bytes())?.take();
             Ok(memory.map(|memory| (desk.clone(), memory)))
         });
-        Ok(Self { queue, desk: desk.transpose()?.flatten(), left_letters: false, under_way: None })
+        let desk = desk.transpose()?.flatten();
+        Ok(Self { queue, desk, letters: Vec::with_capacity(depth), answered: false, under_way: None })
     }
 
-    /// Whether who leaves a letter here need not ring.
-    pub fn take_letters(&mut self) -> bool {
-        self.left_letters |= self.desk.is_some();
-        self.left_letters
+    /// Takes a letter to the keeper; says whether it did. If not, nobody here would read it.
+    pub fn take(&mut self, letter: Message) -> bool {
+        if self.desk.is_some() {
+            self.letters.push(letter);
+        }
+        self.desk.is_some()
     }
 
     /// At the end of a turn: what is to be submitted for this turn's letters, and whether parked writes may go on.
     pub fn attend(&mut self) -> (Option<squeue::Entry>, bool) {
-        let Some((desk, memory)) = self.desk.as_mut().filter(|_| std::mem::take(&mut self.left_letters)) else {
+        let answered = std::mem::take(&mut self.answered);
+        let Some((desk, memory)) = self.desk.as_mut().filter(|_| answered || !self.letters.is_empty()) else {
             return (None, false);
         };
-        let attended = desk.attend(self.queue, if self.under_way.is_none() { Some(memory) } else { None });
+        let room = if self.under_way.is_none() { Some(&mut memory[..]) } else { None };
+        let attended = desk.attend(self.queue, &mut self.letters, room);
         let entry = attended.write.map(|write| {
             self.under_way = Some((write, 0));
             entry(&write, memory)
@@ -62,7 +69,7 @@ impl IntentRequests {
         }
         let error = if result < 0 { io::Error::from_raw_os_error(-result) } else { io::ErrorKind::WriteZero.into() };
         desk.answer(write, if whole { Ok(()) } else { Err(error) });
-        self.left_letters = true;
+        self.answered = true;
         None
     }
 

@@ -1,7 +1,7 @@
 //! How a queue has the intent of its own cold writes made durable without waking anybody: it asks the desk for the
 //! write that they wait for, and makes it on its own ring, beside its other requests.
 
-use crate::intent::Write;
+use crate::intent::{Message, Write};
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
@@ -33,10 +33,10 @@ pub trait IntentDesk: fmt::Debug + Send + Sync {
     fn raw_fd(&self) -> Option<RawFd>;
     /// Memory that a write takes, in bytes.
     fn bytes(&self) -> usize;
-    /// Reads the letters that were left for the keeper and says what is to be written now, in `memory`; without memory,
-    /// because a write of this queue is under way, only the former. Never waits: if somebody else has the lock, the
-    /// metadata thread is rung.
-    fn attend(&self, queue: usize, memory: Option<&mut [u8]>) -> Attended;
+    /// Reads these letters to the keeper, and those that others have left, and says what is to be written now, in
+    /// `memory`; without memory, because a write of this queue is under way, it only reads. Never waits: if somebody
+    /// else has the lock, the letters are left, and the metadata thread is rung.
+    fn attend(&self, queue: usize, letters: &mut Vec<Message>, memory: Option<&mut [u8]>) -> Attended;
     /// The write was answered, or is given up, which is an error. To be followed by [`Self::attend`], if there is still
     /// a queue to do so: the error rings.
     fn answer(&self, write: IntentWrite, result: io::Result<()>);

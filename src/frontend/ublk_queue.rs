@@ -207,9 +207,7 @@ impl QueueIo for UblkIo<'_> {
     }
 
     fn tell_keeper(&mut self, message: intent::Message) {
-        if matches!(message, intent::Message::Want { .. }) && self.intent.take_letters() {
-            self.shared.keeper.post(message);
-        } else {
+        if !matches!(message, intent::Message::Want { .. }) || !self.intent.take(message) {
             self.shared.keeper.tell(message);
         }
     }
@@ -248,7 +246,8 @@ pub(super) fn serve(
         // Every page is touched now, and with that locked: not by the first write-back, for which memory may be short.
         memory.iter_mut().for_each(IoBuf::zero_buf);
     }
-    let intent = IntentRequests::new(usize::from(index), shared.desk.as_ref());
+    let depth = usize::from(device.dev_info.queue_depth);
+    let intent = IntentRequests::new(usize::from(index), depth, shared.desk.as_ref());
     let (registered, mut intent) = match (registered, intent) {
         (Ok(registered), Ok(intent)) => (registered, intent),
         (Err(error), _) => return failed(&error),

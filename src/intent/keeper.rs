@@ -92,8 +92,10 @@ pub struct Keeper {
     limits: Limits,
     regions_per_page: u64,
     pages: Box<[Page]>,
-    /// Newly hot regions that no record names yet; none if there is no log.
-    wanted: Vec<RegionNo>,
+    /// Newly hot regions that no record names yet, and their pages; none if there is no log. And memory for those that
+    /// the next names.
+    wanted: Vec<(RegionNo, PageNo)>,
+    named: Vec<RegionNo>,
     /// Pages that have to be written, and the one that was written last.
     dirty: BTreeSet<PageNo>,
     last: PageNo,
@@ -136,6 +138,7 @@ impl Keeper {
             regions_per_page,
             pages: (0..count.div_ceil(regions_per_page)).map(page).collect(),
             wanted: Vec::new(),
+            named: Vec::new(),
             dirty: BTreeSet::new(),
             last: PageNo(0),
             log: Log::new(log),
@@ -204,9 +207,9 @@ impl Keeper {
         for region in wanted.iter() {
             self.set(region, regions);
         }
-        // Somebody who comes from the region before will go on to the next.
-        let before = wanted.start.0.checked_sub(1).map(RegionNo);
-        if before.is_some_and(|before| regions.is_hot(before) && regions.is_used(before)) {
+        // Somebody who has come through the two regions before will go on to the next. One alone is met by chance.
+        let came_through = |region: u64| regions.is_hot(RegionNo(region)) && regions.is_used(RegionNo(region));
+        if wanted.start.0 >= 2 && (wanted.start.0 - 2..wanted.start.0).all(came_through) {
             self.mark_ahead(RegionNo(wanted.end()), self.limits.ahead, regions);
         }
         // What this has heated nobody else waits for: whoever wanted it before had it heated then.
@@ -224,14 +227,14 @@ impl Keeper {
             return;
         }
         let number = self.page_of(region);
-        if self.page_mut(region).is_set(region) {
+        let page = &mut self.pages[place(number)];
+        if page.is_set(region) {
             if let Some(at) = self.cooled.iter().position(|cooled| *cooled == region) {
                 self.cooled.swap_remove(at);
                 regions.heat(region);
             }
             return;
         }
-        let page = &mut self.pages[place(number)];
         page.set(region, true);
         if let Some(at) = page.clearing.iter().position(|clearing| *clearing == region) {
             page.clearing.swap_remove(at);
@@ -243,7 +246,7 @@ impl Keeper {
         } else if present(Bug::PageWriteSkipped) && page.cleared_by_write.contains(&region) {
             regions.heat(region);
         } else if self.log.exists() {
-            self.wanted.push(region);
+            self.wanted.push((region, number));
         } else {
             page.setting.push(region);
             self.dirty.insert(number);
@@ -416,7 +419,10 @@ impl Keeper {
             // After a failure also what is said to be durable: of two that flush one device, one may have taken the
             // error that was the other's.
             _ if !ok || self.figures.failed => return self.fail(regions),
-            Write::Record => self.log.end().into_iter().for_each(|region| regions.heat(region)),
+            Write::Record => {
+                self.named = self.log.end();
+                self.named.drain(..).for_each(|region| regions.heat(region));
+            }
             Write::Page(number) => {
                 let page = &mut self.pages[place(number)];
                 if !page.cleared_by_write.is_empty() {
@@ -439,14 +445,14 @@ impl Keeper {
 
     /// A record of the regions that are wanted, as many as it holds; their pages need not be written for them.
     fn begin_record(&mut self) -> Write {
-        let named: Vec<_> = self.wanted.drain(..self.wanted.len().min(RECORD_REGIONS_MAX)).collect();
-        let mut pages: Vec<_> = named.iter().map(|region| self.page_of(*region)).collect();
-        pages.sort_unstable();
-        pages.dedup();
-        for page in &pages {
-            self.pages[place(*page)].log(self.log.next());
+        let mut named = std::mem::take(&mut self.named);
+        for (region, page) in self.wanted.drain(..self.wanted.len().min(RECORD_REGIONS_MAX)) {
+            named.push(region);
+            if self.pages[place(page)].log(self.log.next()) {
+                self.log.stands_in_for(page);
+            }
         }
-        self.log.begin(named, pages);
+        self.log.begin(named);
         self.figures.records += 1;
         self.make_room();
         Write::Record
@@ -520,11 +526,14 @@ impl Keeper {
         if self.cooled.is_empty() {
             (self.put_back, self.cooled_ms) = (tracking.put_back(), now_ms);
         }
-        if !regions.is_hot(region)
-            || regions.take_used(region) && !present(Bug::ClearedWhilePinned)
-            || tracking.any_marked(tracks)
-            || !regions.cool(region)
-        {
+        if !regions.is_hot(region) || tracking.any_marked(tracks) {
+            return false;
+        }
+        if regions.take_used(region) && !present(Bug::ClearedWhilePinned) {
+            self.sweep.spare();
+            return false;
+        }
+        if !regions.cool(region) {
             return false;
         }
         // From here on writes to it wait. One that was under way until now has left its mark.

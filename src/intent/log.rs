@@ -37,13 +37,6 @@ impl LogStart {
     pub const NONE: Self = Self { slots: 0, next: 1 };
 }
 
-/// A record some of whose pages do not show its regions yet.
-#[derive(Debug)]
-struct Open {
-    number: u64,
-    pages: Vec<PageNo>,
-}
-
 /// The log of one volume.
 #[derive(Debug)]
 pub(super) struct Log {
@@ -54,7 +47,8 @@ pub(super) struct Log {
     /// Behind the newest record that names anything, and behind the newest that may name what was cleared since.
     named: u64,
     cleared: u64,
-    open: VecDeque<Open>,
+    /// Records and the pages that they stand in for, oldest first.
+    open: VecDeque<(u64, PageNo)>,
     /// The record under way.
     writing: Option<Record>,
 }
@@ -67,7 +61,7 @@ impl Log {
 
     /// The oldest record that counts; the next one if none does.
     fn tail(&self) -> u64 {
-        self.open.front().map_or(self.next, |open| open.number)
+        self.open.front().map_or(self.next, |(number, _)| *number)
     }
 
     /// Whether a record can be begun: none is under way, and with it in place one slot is still free.
@@ -105,7 +99,7 @@ impl Log {
 
     /// The pages that records stand in for; some more than once.
     pub fn pages(&self) -> impl Iterator<Item = PageNo> {
-        self.open.iter().flat_map(|open| open.pages.iter().copied())
+        self.open.iter().map(|(_, page)| *page)
     }
 
     /// The number of the next record.
@@ -113,16 +107,16 @@ impl Log {
         self.next
     }
 
-    /// Begins a record of these regions, which lie in these pages.
-    pub fn begin(&mut self, regions: Vec<RegionNo>, pages: Vec<PageNo>) {
-        let number = self.next;
-        let record = Record { number, tail: self.tail(), regions };
+    /// The next record is one of a region in this page; told before it is begun.
+    pub fn stands_in_for(&mut self, page: PageNo) {
+        self.open.push_back((self.next, page));
+        self.named = self.next + 1;
+    }
+
+    /// Begins a record of these regions.
+    pub fn begin(&mut self, regions: Vec<RegionNo>) {
+        self.writing = Some(Record { number: self.next, tail: self.tail(), regions });
         self.next += 1;
-        if !pages.is_empty() {
-            self.named = self.next;
-            self.open.push_back(Open { number, pages });
-        }
-        self.writing = Some(record);
     }
 
     /// The record under way.
@@ -139,8 +133,8 @@ impl Log {
 
     /// Pages were written: `needed` says of a page the oldest record that still stands in for it.
     pub fn settle(&mut self, needed: impl Fn(PageNo) -> u64) {
-        while let Some(oldest) = self.open.front()
-            && oldest.pages.iter().all(|page| needed(*page) > oldest.number)
+        while let Some((number, page)) = self.open.front()
+            && needed(*page) > *number
         {
             self.open.pop_front();
         }
@@ -159,7 +153,10 @@ mod tests {
 
     fn record(log: &mut Log, pages: &[PageNo]) -> Record {
         assert!(log.has_room());
-        log.begin(pages.iter().map(|page| RegionNo(page.0)).collect(), pages.to_vec());
+        for page in pages {
+            log.stands_in_for(*page);
+        }
+        log.begin(pages.iter().map(|page| RegionNo(page.0)).collect());
         let record = log.writing().expect("begun").clone();
         assert!(!log.has_room(), "one at a time");
         log.end();
@@ -206,9 +203,11 @@ mod tests {
             let mut told = 1;
             for step in 0..1000_u64 {
                 if log.has_room() {
-                    let pages = if step % 7 == 0 { vec![] } else { vec![PAGE] };
                     let number = log.next();
-                    log.begin(vec![], pages);
+                    if step % 7 != 0 {
+                        log.stands_in_for(PAGE);
+                    }
+                    log.begin(vec![]);
                     assert!(number < told + slots, "record {number} would be written over one from {told} on");
                     told = log.writing().expect("begun").tail;
                     log.end();

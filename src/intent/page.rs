@@ -24,9 +24,11 @@ pub(super) struct Page {
     /// Cleared by the write under way: media may or may not show them.
     pub cleared_by_write: Vec<RegionNo>,
     pub writing: bool,
-    /// The oldest record of the log that stands in for the page as media has it, and for the write under way.
+    /// The oldest record of the log that stands in for the page as media has it, and for the write under way; and the
+    /// newest that ever did.
     logged: u64,
     settling: u64,
+    newest: u64,
     /// To be written although nobody waits for it and nothing was cleared.
     pub due: bool,
 }
@@ -47,6 +49,7 @@ impl Page {
             writing: false,
             logged: NO_RECORD,
             settling: NO_RECORD,
+            newest: NO_RECORD,
             due: false,
         }
     }
@@ -97,9 +100,10 @@ impl Page {
         !self.setting.is_empty() || !self.clearing.is_empty() || self.due
     }
 
-    /// The record of this number carries regions of the page that were set.
-    pub fn log(&mut self, number: u64) {
+    /// The record of this number carries a region of the page that was set; says whether it is the first.
+    pub fn log(&mut self, number: u64) -> bool {
         self.logged = self.logged.min(number);
+        std::mem::replace(&mut self.newest, number) != number
     }
 
     /// Whether a record stands in for what no write of the page has carried yet.

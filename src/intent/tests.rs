@@ -337,25 +337,25 @@ fn beyond_the_bound_the_least_used_are_cleared_and_marked_ones_stay() {
 #[test]
 fn a_huge_volume_is_gone_round_in_stretches() {
     let count = 20_000;
-    let mut bench = bench(count, LIMITS, 0..count);
+    let mut bench = bench(count, Limits { hot_max: count, ..LIMITS }, 0..count);
     let used = |bench: &Bench| range(0, count).iter().filter(|region| bench.regions.is_used(*region)).count();
     bench.regions.pin(range(0, count));
     bench.regions.unpin(range(0, count));
-    bench.tracking.out_of_sync().set_all();
     bench.now_ms = LIMITS.idle_ms;
-    let mut stretches = 0;
-    while used(&bench) > 0 {
+    for stretch in 1.. {
         let before = used(&bench);
         bench.poll();
         bench.poll();
         let passed = before - used(&bench);
         assert!((1..=1024).contains(&passed), "{passed} regions at once");
-        stretches += 1;
+        if passed == before {
+            assert!((20..=30).contains(&stretch), "{stretch}");
+            break;
+        }
         let wake_ms = bench.keeper.wake_at(bench.now_ms).expect("it goes on");
         assert!((1..=10).contains(&(wake_ms - bench.now_ms)), "neither without a rest nor for long");
         bench.now_ms = wake_ms;
     }
-    assert!((20..=30).contains(&stretches), "{stretches}");
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn what_is_cooled_does_not_wait_for_the_end_of_a_long_round() {
 }
 
 #[test]
-fn a_sequential_writer_waits_once() {
+fn a_sequential_writer_waits_only_at_its_beginning() {
     let mut bench = bench(60, Limits { ahead: 8, hot_max: 100, ..LIMITS }, []);
     let mut waited = 0;
     for region in 0..60 {
@@ -388,8 +388,8 @@ fn a_sequential_writer_waits_once() {
         bench.finish_all();
         bench.regions.unpin(range(region, 1));
     }
-    // The first region, and the second, which is the first of a sequence.
-    assert_eq!(waited, 2);
+    // One region alone is no sequence, and two may be neighbours by chance.
+    assert_eq!((waited, bench.keeper.figures().marked_ahead), (3, 57));
     assert_eq!(bench.keeper.figures().hot, 60);
 }
 

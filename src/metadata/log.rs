@@ -12,7 +12,7 @@
 //!     32     8  number of the oldest record that counts beside it; its own if none does
 //!     40     4  number of regions
 //!     44     4  zero
-//!     48        the regions, eight bytes each; zeroes to the end
+//!     48        the regions, eight bytes each; what is behind them means nothing
 //! ```
 //!
 //! Those that count are the newest record and those from its `tail` on. What lies in other slots says nothing: it was
@@ -39,11 +39,13 @@ const TOGETHER: usize = CHUNK_BYTES / RECORD_BYTES;
 
 const _: () = assert!(REGIONS + RECORD_REGIONS_MAX * 8 <= PAGE_BYTES, "a record is a page");
 
-/// A record as it is written, at the beginning of `into`.
+/// A record as it is written, at the beginning of `into`. Only what is used of it is touched: most records name few
+/// regions, and host writes wait for them.
 pub fn put(volume: [u8; 16], record: &Record, into: &mut [u8]) {
     let (page, copy) = into[..RECORD_BYTES].split_at_mut(PAGE_BYTES);
-    page.fill(0);
     let regions = &record.regions[..record.regions.len().min(RECORD_REGIONS_MAX)];
+    let used = REGIONS + regions.len() * 8;
+    page[..used].fill(0);
     let count = u32::try_from(regions.len()).unwrap_or(0);
     page[..CRC].copy_from_slice(MAGIC);
     page[NUMBER..VOLUME].copy_from_slice(&record.number.to_le_bytes());
@@ -55,7 +57,7 @@ pub fn put(volume: [u8; 16], record: &Record, into: &mut [u8]) {
     }
     let crc = checksum(page, regions.len());
     page[CRC..NUMBER].copy_from_slice(&crc.to_le_bytes());
-    copy.copy_from_slice(page);
+    copy[..used].copy_from_slice(&page[..used]);
 }
 
 /// Of a record with so many regions. What is behind them says nothing, and most records name few.

@@ -174,16 +174,18 @@ impl IntentDesk for Desk {
         WRITE_BYTES_MAX
     }
 
-    fn attend(&self, queue: usize, memory: Option<&mut [u8]>) -> Attended {
+    fn attend(&self, queue: usize, letters: &mut Vec<Message>, memory: Option<&mut [u8]>) -> Attended {
         let mut kept = match self.kept.try_lock() {
             Ok(kept) => kept,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
+                letters.drain(..).for_each(|letter| self.mailbox.post(letter));
                 self.mailbox.bell().ring();
                 return Attended::default();
             }
         };
         self.read_letters(&mut kept);
+        letters.drain(..).for_each(|letter| kept.keeper.tell(letter, &self.regions, &self.tracking));
         let write = memory.and_then(|memory| self.next_write(&mut kept.keeper, memory));
         let (stopped, work) = (kept.stopped, kept.keeper.has_work(self.now_ms()));
         let mut wakes = kept.keeper.take_wakes();
@@ -238,30 +240,37 @@ mod tests {
         (Desk::new(intent, regions, tracking, mail, Instant::now()), failures)
     }
 
-    fn want(desk: &Desk, queue: usize, region: u64) -> RegionRange {
+    fn want(desk: &Desk, queue: usize, region: u64) -> (RegionRange, Message) {
         let regions = RegionRange { start: RegionNo(region), count: 1 };
         desk.regions.pin(regions);
-        desk.mailbox.post(Message::Want { queue, regions });
-        regions
+        (regions, Message::Want { queue, regions })
+    }
+
+    fn attend(desk: &Desk, queue: usize, letters: &[Message]) -> Attended {
+        let mut letters = letters.to_vec();
+        let attended = desk.attend(queue, &mut letters, Some(&mut vec![0; desk.bytes()]));
+        assert!(letters.is_empty(), "read, or left for who reads them");
+        attended
     }
 
     #[test]
     fn a_queue_has_its_own_intent_and_that_of_others_written() {
         let (desk, _) = desk();
         let mut memory = vec![0; desk.bytes()];
-        let (mine, other) = (want(&desk, 0, 1), want(&desk, 1, REGIONS_PER_PAGE));
-        let attended = desk.attend(0, Some(&mut memory));
+        let ((mine, letter), (other, left)) = (want(&desk, 0, 1), want(&desk, 1, REGIONS_PER_PAGE));
+        desk.mailbox.post(left);
+        let attended = desk.attend(0, &mut vec![letter], Some(&mut memory));
         let write = attended.write.expect("a record");
         assert!(
             (write.write, write.length, attended.rung) == (Write::Record, 8192, false)
                 && memory[..4096] == memory[4096..]
         );
         // What comes meanwhile waits for it to be answered.
-        let late = want(&desk, 1, 5);
-        assert!(desk.attend(1, Some(&mut vec![0; 8192])).write.is_none());
+        let (late, letter) = want(&desk, 1, 5);
+        assert!(attend(&desk, 1, &[letter]).write.is_none());
         assert!(!desk.regions.all_hot(mine) && !desk.mailbox.bell().is_rung(), "the thread has nothing to do");
         desk.answer(write, Ok(()));
-        let attended = desk.attend(0, Some(&mut memory));
+        let attended = attend(&desk, 0, &[]);
         assert!(attended.rung && desk.regions.all_hot(mine) && desk.regions.all_hot(other));
         assert!(!desk.regions.all_hot(late) && attended.write.is_some_and(|write| write.write == Write::Record));
         assert_eq!([0, 1].map(|queue| desk.bells[queue].is_rung()), [false, true], "who asks is told, others are rung");
@@ -270,27 +279,27 @@ mod tests {
     #[test]
     fn who_finds_somebody_else_at_it_rings_the_thread() {
         let (desk, _) = desk();
-        want(&desk, 0, 1);
+        let (_, letter) = want(&desk, 0, 1);
         let kept = desk.lock();
-        assert!(desk.attend(0, Some(&mut vec![0; 8192])).write.is_none());
+        assert!(attend(&desk, 0, &[letter]).write.is_none());
         assert!(desk.mailbox.bell().is_rung());
         drop(kept);
-        assert!(desk.attend(0, Some(&mut vec![0; 8192])).write.is_some());
+        assert!(attend(&desk, 0, &[]).write.is_some(), "what was left is read");
     }
 
     #[test]
     fn a_failed_write_is_told_and_nothing_is_written_any_more() {
         let (desk, failures) = desk();
-        let cold = want(&desk, 0, 1);
-        let write = desk.attend(0, Some(&mut vec![0; 8192])).write.expect("a record");
+        let (cold, letter) = want(&desk, 0, 1);
+        let write = attend(&desk, 0, &[letter]).write.expect("a record");
         desk.answer(write, Err(io::Error::other("worn out")));
         assert!(failures.try_recv().is_err() && desk.mailbox.bell().is_rung(), "that is the thread's");
         desk.tell_failure();
         assert_eq!(failures.try_recv().expect("told"), "worn out");
-        let attended = desk.attend(0, Some(&mut vec![0; 8192]));
+        let attended = attend(&desk, 0, &[]);
         assert!(attended.rung && attended.write.is_none() && desk.is_hopeless() && !desk.regions.all_hot(cold));
-        want(&desk, 0, 9);
-        let attended = desk.attend(0, Some(&mut vec![0; 8192]));
+        let (_, letter) = want(&desk, 0, 9);
+        let attended = attend(&desk, 0, &[letter]);
         assert!(attended.rung && attended.write.is_none(), "whoever comes later must not wait for ever either");
         desk.fail(io::Error::other("still"));
         desk.tell_failure();

@@ -51,6 +51,13 @@ fn add(counter: &AtomicU64, value: u64) {
     counter.store(counter.load(Relaxed) + value, Relaxed);
 }
 
+/// Raises a maximum, likewise.
+fn raise(maximum: &AtomicU64, value: u64) {
+    if value > maximum.load(Relaxed) {
+        maximum.store(value, Relaxed);
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Idle,
@@ -126,8 +133,10 @@ pub struct Host {
     send_first: Arc<AtomicBool>,
     counters: Arc<HostCounters>,
     slots: Box<[Slot]>,
-    /// Tags that wait for the doorbell, in the order of their arrival; room for all of them.
+    /// Tags that wait for the doorbell, in the order of their arrival; and those that are looked at since it rang. Room
+    /// for all of them.
     parked: Vec<Tag>,
+    rung: Vec<Tag>,
 }
 
 impl Host {
@@ -140,7 +149,8 @@ impl Host {
         counters: Arc<HostCounters>,
     ) -> Self {
         let slots = (0..depth).map(|_| Slot::new()).collect();
-        Self { queue, tracking, regions, send_first, counters, slots, parked: Vec::with_capacity(usize::from(depth)) }
+        let tags = || Vec::with_capacity(usize::from(depth));
+        Self { queue, tracking, regions, send_first, counters, slots, parked: tags(), rung: tags() }
     }
 
     /// Whether a write waits for the doorbell.
@@ -168,7 +178,7 @@ impl Host {
         let slot = &self.slots[usize::from(tag)];
         if self.regions.all_hot(slot.regions) {
             let waited = io.now_us().saturating_sub(slot.parked_us);
-            self.counters.intent_wait_us_max.fetch_max(waited, Relaxed);
+            raise(&self.counters.intent_wait_us_max, waited);
             self.enter(tag, io);
         } else if self.regions.refuses() {
             self.end(tag, -libc::EIO, io);
@@ -284,7 +294,7 @@ impl Host {
         let slot = &mut self.slots[usize::from(tag)];
         if slot.parked_us != 0 && done == 0 && again == 0 {
             let waited = io.now_us().saturating_sub(slot.parked_us);
-            self.counters.wait_us_max.fetch_max(waited, Relaxed);
+            raise(&self.counters.wait_us_max, waited);
         }
         slot.stage = Stage::Submitted { done, again };
         let Request { op, offset, length } = slot.request;
@@ -416,8 +426,9 @@ impl Handler for Host {
 
     /// The doorbell rang: whatever was parked is looked at again.
     fn rung(&mut self, io: &mut impl QueueIo) {
-        for _ in 0..self.parked.len() {
-            let tag = self.parked.remove(0);
+        let mut rung = std::mem::take(&mut self.rung);
+        rung.append(&mut self.parked);
+        for tag in rung.drain(..) {
             let waits = self.must_wait(tag);
             match &mut self.slots[usize::from(tag)].stage {
                 Stage::Cold => self.look_at_intent(tag, io),
@@ -430,5 +441,6 @@ impl Handler for Host {
                 Stage::Idle | Stage::Submitted { .. } => debug_assert!(false, "tag {tag} is not parked"),
             }
         }
+        self.rung = rung;
     }
 }
