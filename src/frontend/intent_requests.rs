@@ -25,13 +25,14 @@ pub(super) struct IntentRequests {
 
 impl IntentRequests {
     /// Of a queue of this depth. Without a desk, or with one that no ring can write for, none is ever made.
-    pub fn new(queue: usize, depth: usize, desk: Option<&Arc<dyn IntentDesk>>) -> Result<Self, MemoryError> {
+    pub fn new(queue: u16, depth: u16, desk: Option<&Arc<dyn IntentDesk>>) -> Result<Self, MemoryError> {
         let desk = desk.filter(|desk| desk.raw_fd().is_some()).map(|desk| {
             let memory = Pool::new(1, desk.bytes())?.take();
             Ok(memory.map(|memory| (desk.clone(), memory)))
         });
         let desk = desk.transpose()?.flatten();
-        Ok(Self { queue, desk, letters: Vec::with_capacity(depth), answered: false, under_way: None })
+        let letters = Vec::with_capacity(usize::from(depth));
+        Ok(Self { queue: usize::from(queue), desk, letters, answered: false, under_way: None })
     }
 
     /// Takes a letter to the keeper; says whether it did. If not, nobody here would read it.

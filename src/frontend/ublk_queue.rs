@@ -246,8 +246,7 @@ pub(super) fn serve(
         // Every page is touched now, and with that locked: not by the first write-back, for which memory may be short.
         memory.iter_mut().for_each(IoBuf::zero_buf);
     }
-    let depth = usize::from(device.dev_info.queue_depth);
-    let intent = IntentRequests::new(usize::from(index), depth, shared.desk.as_ref());
+    let intent = IntentRequests::new(index, device.dev_info.queue_depth, shared.desk.as_ref());
     let (registered, mut intent) = match (registered, intent) {
         (Ok(registered), Ok(intent)) => (registered, intent),
         (Err(error), _) => return failed(&error),

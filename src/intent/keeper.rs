@@ -526,10 +526,15 @@ impl Keeper {
         if self.cooled.is_empty() {
             (self.put_back, self.cooled_ms) = (tracking.put_back(), now_ms);
         }
-        if !regions.is_hot(region) || tracking.any_marked(tracks) {
+        if !regions.is_hot(region) {
             return false;
         }
-        if regions.take_used(region) && !present(Bug::ClearedWhilePinned) {
+        // Of one with marks too: its time begins with its last write.
+        let used = regions.take_used(region) && !present(Bug::ClearedWhilePinned);
+        if tracking.any_marked(tracks) {
+            return false;
+        }
+        if used {
             self.sweep.spare();
             return false;
         }

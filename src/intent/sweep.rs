@@ -57,7 +57,7 @@ impl Sweep {
         } else if excess > 0 && now_ms >= self.pressed_at_ms {
             self.pressed_at_ms = now_ms + self.pressed_pause_ms;
             self.pressed_pause_ms = (4 * self.pressed_pause_ms).min(idle_ms.max(PRESSED_MS));
-            // Twice round: the first time whatever was used gets its second chance.
+            // Twice round if need be: the first time whatever was used gets its second chance.
             (self.left, self.twice, self.wanted, self.worth) = (regions, true, excess, excess.div_ceil(WORTH));
             self.spared = false;
         }

@@ -38,8 +38,8 @@ impl IntentArea {
         self.layout.intent_pages
     }
 
-    /// A page as it is to be written, at the beginning of `into`. `words` are those of the page,
-    /// [`super::layout::WORDS_PER_PAGE`] or, of the last page, fewer.
+    /// A page as it is to be written, at the beginning of `into`. `words` are those of the page, at most
+    /// [`super::layout::WORDS_PER_PAGE`]; those that are missing are zero.
     pub fn page(&self, page: PageNo, words: &[u64], into: &mut [u8]) -> Extent {
         debug_assert!(page.0 < self.layout.intent_pages, "a page of the volume");
         into[..PAGE_BYTES].copy_from_slice(&pages::encode(self.volume, page.0, words).0);

@@ -145,6 +145,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_short_record_is_whole_in_memory_that_held_something_longer() {
+        let mut bytes = vec![0xff; RECORD_BYTES];
+        for count in [RECORD_REGIONS_MAX, 3, 0, 1] {
+            let regions = (0..count as u64).map(RegionNo).collect();
+            let record = Record { number: 7, tail: 5, regions };
+            put([7; 16], &record, &mut bytes);
+            for page in bytes.chunks_exact(PAGE_BYTES) {
+                assert_eq!(decode(&Page(page.try_into().expect("a page")), [7; 16]).as_ref(), Some(&record));
+            }
+        }
+    }
+
+    #[test]
     fn a_well_checked_record_whose_number_cannot_be_is_none() {
         let mut bytes = vec![0; RECORD_BYTES];
         let decoded = |bytes: &[u8]| decode(&Page(bytes[..PAGE_BYTES].try_into().expect("a page")), [7; 16]);

@@ -68,7 +68,7 @@ impl Page {
         self.0[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// See [`checksum`].
+    /// Of everything but the four bytes at `at`.
     pub fn checksum(&self, at: usize) -> u32 {
         checksum(&self.0, at)
     }

@@ -162,10 +162,10 @@ impl Hot {
         for (page, words) in self.pages.iter().enumerate().skip(first_page) {
             let cold: &[u64] = if hot { &[] } else { &[0; WORDS_PER_PAGE] };
             let words = if words.is_empty() { cold } else { words };
-            for (place, word) in words.iter().enumerate().skip(skipped) {
+            for (at, word) in words.iter().enumerate().skip(skipped) {
                 let found = if hot { *word } else { !word } & behind;
                 if found != 0 {
-                    let region = page as u64 * REGIONS_PER_PAGE + place as u64 * 64 + u64::from(found.trailing_zeros());
+                    let region = page as u64 * REGIONS_PER_PAGE + at as u64 * 64 + u64::from(found.trailing_zeros());
                     return Some(region).filter(|region| *region < self.regions);
                 }
                 behind = u64::MAX;
@@ -200,7 +200,7 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16], regions: u64
                 Found::Damaged => hot.damaged_pages += 1,
             }
             if !words.is_empty() {
-                hot.put(place(number * REGIONS_PER_PAGE).0, words);
+                hot.put(usize::try_from(number).map_err(io::Error::other)?, words);
             }
             number += 1;
         }

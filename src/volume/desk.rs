@@ -1,9 +1,9 @@
 //! The keeper of a volume's intent behind a lock, for all who make its writes: a queue those that its cold writes wait
 //! for, at once and on its own ring; the metadata thread all others. Nobody holds the lock while anything is written.
 //!
-//! **No letter is overlooked.** Whoever leaves one without ringing looks after the keeper himself at the end of his
-//! turn. If somebody else has the lock just then, who may have read the letters before, that rings the thread, which
-//! takes the lock after that.
+//! **No letter is overlooked.** A queue reads its letters to the keeper itself, at the end of its turn, and comes back
+//! after it has left the answer to one of its writes. If somebody else has the lock just then, who may have read the
+//! mailbox before, it leaves them there and rings the thread, which takes the lock after that.
 
 use crate::doorbell::Doorbell;
 use crate::frontend::{Attended, IntentDesk, IntentWrite};
@@ -261,10 +261,8 @@ mod tests {
         desk.mailbox.post(left);
         let attended = desk.attend(0, &mut vec![letter], Some(&mut memory));
         let write = attended.write.expect("a record");
-        assert!(
-            (write.write, write.length, attended.rung) == (Write::Record, 8192, false)
-                && memory[..4096] == memory[4096..]
-        );
+        assert_eq!((write.write, write.length, attended.rung), (Write::Record, 8192, false));
+        assert_eq!(memory[..64], memory[4096..4160], "a record is written twice");
         // What comes meanwhile waits for it to be answered.
         let (late, letter) = want(&desk, 1, 5);
         assert!(attend(&desk, 1, &[letter]).write.is_none());

@@ -54,8 +54,9 @@ impl Told {
         if page_no.0 < self.layout.intent_pages {
             return Some(page(page_no, number(32)));
         }
-        assert_eq!(bytes[..4096], bytes[4096..], "a record is written twice");
         let count = usize::try_from(number(40)).expect("few");
+        let used = 48 + 8 * count;
+        assert_eq!(bytes[..used], bytes[4096..4096 + used], "a record is written twice");
         Some(Asked::Record(number(8), (0..count).map(|at| RegionNo(number(48 + at * 8))).collect()))
     }
 }
