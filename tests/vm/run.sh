@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs the tests of the device in one boot of the guest; see usage below.
+# Runs the tests of the device in guests; see usage below.
 
 set -euo pipefail
 
@@ -10,7 +10,8 @@ usage() {
     cat <<'TEXT'
 Usage: tests/vm/run.sh [OPTION]... [TEST]...
 
-Builds farpoint and the tools of tests/device, boots the guest (scripts/vm) and runs the tests named, or all of them.
+Builds farpoint and the tools of tests/device, boots guests (scripts/vm) and runs the tests named, or all of them. Where there are
+processors and memory for it, two guests run side by side and share the tests.
 TEST is the name of a file in tests/vm without .sh.
 
   --short       the form for every commit (default)
@@ -24,8 +25,7 @@ TEST is the name of a file in tests/vm without .sh.
 
 One line is printed for each test: ok, FAILED with the end of its log, or skipped with the reason. The last line is
 "N passed, N failed, N skipped". Exit status: 0 if none failed, 1 if one did, 2 wrong usage, 3 if not all could be run.
-Where there are processors and memory for it, two guests run side by side and share the tests. A guest that dies fails the test
-under way, and the others run in another one. FARPOINT_BIN, FARPOINT_DEVICE_BIN and
+A guest that dies fails the test under way, and the others run in another one. FARPOINT_BIN, FARPOINT_DEVICE_BIN and
 FARPOINT_STORAGE_BIN name programs that are built already.
 TEXT
 }
@@ -166,67 +166,80 @@ boot() {
     return "$status"
 }
 
+# notes WHAT: the lane's own file of results, or of the test under way.
+notes() { echo "$keep/run/$1.${FARPOINT_LANE:-1}"; }
+
 # claim NAME: takes a test for this lane; fails if another has it. In a directory, because a guest is told the truth when it
 # makes one, while what it reads of another guest's files may be old.
-claim() { mkdir "$keep/claimed/$1" 2>/dev/null; }
+claim() { mkdir "$keep/run/claimed/$1" 2>/dev/null && echo "$1" >"$(notes current)"; }
 
-# unclaimed: the tests chosen that nobody has taken yet, as "NAME SECONDS WHERE".
+# unclaimed: the tests chosen that nobody has taken yet, as "NAME SECONDS WHERE". A small guest has disks of its own, so it is
+# one lane's.
 unclaimed() {
-    local name rest
-    while read -r name rest; do
-        [[ -d $keep/claimed/$name ]] || echo "$name $rest"
+    local name seconds where
+    while read -r name seconds where; do
+        [[ -d $keep/run/claimed/$name || $where == small && $FARPOINT_LANE != 1 ]] || echo "$name $seconds $where"
     done < <(selection)
 }
 
-# clear_results: nothing is claimed, and nothing has run.
+# clear_results: nothing is claimed, and nothing has run. A run whose guests are still there keeps its directory.
 clear_results() {
-    rm -rf "$keep/claimed" "$keep"/results* "$keep"/current*
-    mkdir "$keep/claimed"
+    mkdir -p "$keep"
+    keep=$(cd "$keep" && pwd -P)
+    exec {keep_lock}>"$keep/lock"
+    flock --nonblock "$keep_lock" || die "another run, or what is left of one, writes to $keep; end it, or use --keep"
+    rm -rf "$keep/run"
+    mkdir -p "$keep/run/claimed"
 }
-
-# notes WHAT: the lane's own file of results, or of the test under way.
-notes() { echo "$keep/$1${FARPOINT_LANE:+.$FARPOINT_LANE}"; }
 
 # lanes: how many guests run side by side. Most tests wait most of the time, so that two take little more than half as long.
 lanes() {
-    local available
+    local available selected
     available=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
-    if (($(nproc) > 1 && available > 2 * guest_mib + 2048)); then echo 1 2; else echo 1; fi
+    mapfile -t selected < <(selection)
+    if (($(nproc) > 1 && ${#selected[@]} > 1 && available > 2 * guest_mib + 2048)); then echo 1 2; else echo 1; fi
+}
+
+# become_root ARGUMENT...: once for all guests, each of which would do so, for nobody else could end them.
+become_root() {
+    local passed=("PATH=$PATH" "FARPOINT_CACHE=${FARPOINT_CACHE:-$HOME/.cache/farpoint}") name
+    [[ $(id -u) != 0 ]] || return 0
+    for name in "${!FARPOINT_@}" "${!CARGO@}"; do passed+=("$name=${!name}"); done
+    exec sudo -- env "${passed[@]}" "$here/run.sh" "$@"
 }
 
 # run_in_guests: the lanes, to their end.
 run_in_guests() {
-    local lane status=0
+    local lane pid
     lane_pids=()
     keep=${keep:-${CARGO_TARGET_DIR:-$top/target}/vm-tests}
-    mkdir -p "$keep"
-    keep=$(cd "$keep" && pwd -P)
     clear_results
     # Each in a process group of its own, to be ended as a whole.
-    trap end_lanes INT TERM
+    trap end_lanes INT TERM HUP
     set -m
     for lane in $(lanes); do
-        FARPOINT_LANE=$lane run_lane </dev/null &
+        run_lane "$lane" </dev/null &
         lane_pids+=($!)
     done
     set +m
-    for lane in "${lane_pids[@]}"; do wait "$lane" || status=$?; done
-    trap - INT TERM
-    ((status == 0)) || return 3
+    # One that has failed has said so; whether a test was not run for that is seen at the end.
+    for pid in "${lane_pids[@]}"; do wait "$pid" || true; done
+    trap - INT TERM HUP
     conclude
 }
 
 end_lanes() {
-    local lane
-    for lane in "${lane_pids[@]}"; do kill -TERM -- "-$lane" 2>/dev/null || true; done
+    local pid
+    trap '' INT TERM HUP
+    for pid in "${lane_pids[@]}"; do kill -TERM -- "-$pid" 2>/dev/null || true; done
     wait
     exit 130
 }
 
-# run_lane: as many guests one after the other as are needed, within reason.
+# run_lane LANE: as many guests one after the other as are needed, within reason.
 run_lane() {
     local boots status left=() where
-    export FARPOINT_LANE
+    export FARPOINT_LANE=$1
     for ((boots = 0; boots < 7; boots++)); do
         mapfile -t left < <(unclaimed)
         ((${#left[@]} > 0)) || return 0
@@ -239,10 +252,10 @@ run_lane() {
         rm -f "$(notes current)"
         status=0
         boot "$where" "${left[@]%% *}" || status=$?
-        if [[ $status != [01] && -s $(notes current) ]]; then
+        if [[ $status != 0 && -s $(notes current) ]]; then
             echo "FAILED  $(<"$(notes current)"): the guest ended with $status while it ran"
             echo "failed $(<"$(notes current)")" >>"$(notes results)"
-        elif [[ $status != [01] ]]; then
+        elif [[ $status != 0 ]]; then
             echo "run.sh: the guest could not run the tests: $status" >&2
             return 3
         fi
@@ -258,23 +271,23 @@ run_outside() {
         claim "$name" || continue
         status=0 began=$SECONDS
         FARPOINT_WORK=$(mktemp --directory /tmp/farpoint-outside.XXXXXX)
-        timeout --signal=TERM --kill-after=60 "$seconds" "$here/$name.sh" >"$keep/$name.log" 2>&1 </dev/null || status=$?
+        # In the foreground, or it would be in a process group of its own.
+        timeout --foreground --signal=TERM --kill-after=60 "$seconds" "$here/$name.sh" >"$keep/$name.log" 2>&1 </dev/null || status=$?
         ((status != 124)) || echo "FAILED: it did not end in $seconds seconds" >>"$keep/$name.log"
         verdict "$name" "$status" "$keep/$name.log" $((SECONDS - began))
-        # Some of it may be root's.
-        rm -rf "$FARPOINT_WORK" 2>/dev/null || sudo rm -rf "$FARPOINT_WORK" || true
+        rm -rf "$FARPOINT_WORK" || true
     done < <(printf '%s\n' "$@")
 }
 
 # conclude: the last line. Fails if a test did, or was not run.
 conclude() {
     local results count each=() name left=()
-    results=$(cat "$keep"/results*) || true
+    results=$(cat "$keep"/run/results.* 2>/dev/null) || true
     for count in passed failed skipped; do
         each+=("$(grep --count "^$count " <<<"$results" || true) $count")
     done
     while read -r name _; do
-        grep --quiet "^[a-z]* $name\$" <<<"$results" || left+=("$name")
+        grep --quiet "^[a-z]* $name\b" <<<"$results" || left+=("$name")
     done < <(selection)
     echo "${each[0]}, ${each[1]}, ${each[2]} in $SECONDS seconds"
     ((${#left[@]} == 0)) || { echo "run.sh: not run: ${left[*]}" >&2 && return 3; }
@@ -311,7 +324,6 @@ run_test() {
     local name=$1 seconds=$2 status=0 log began=$SECONDS
     forget_files
     log=$keep/$name.log
-    echo "$name" >"$(notes current)"
     export FARPOINT_WORK=$directory/$name
     mkdir -p "$FARPOINT_WORK"
     echo "farpoint-test: $name" >/dev/kmsg
@@ -334,7 +346,8 @@ verdict() {
             tail -n 45 "$3" | sed "s/^/        $1: /"
             ;;
     esac
-    echo "$word $1" >>"$(notes results)"
+    echo "$word $1 $4 $figures" >>"$(notes results)"
+    rm -f "$(notes current)"
 }
 
 # aftermath NAME: what the test left in the machine; whatever it is goes, but it counts as a failure.
@@ -397,13 +410,12 @@ hung() {
     return 1
 }
 
-# Called by run_in_guests, or by hand on a machine that has ublk.
+# In a guest, or by hand on a machine that has ublk.
 run_inside() {
     local name seconds where
     prepare
     if [[ -z ${FARPOINT_LANE:-} ]]; then
         keep=${keep:-$directory}
-        mkdir -p "$keep"
         clear_results
     fi
     echo "farpoint tests ($form) on Linux $(uname -r)"
@@ -416,7 +428,6 @@ run_inside() {
             run_test "$name" "$seconds"
         fi
     done 3< <(selection)
-    rm -f "$(notes current)"
     # Of all lanes the one who began them tells.
     [[ -n ${FARPOINT_LANE:-} ]] || conclude
 }
@@ -436,6 +447,7 @@ main() {
         return
     fi
     build
+    become_root "$@"
     run_in_guests
 }
 
