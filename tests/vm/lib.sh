@@ -17,7 +17,7 @@ long=${FARPOINT_LONG:-}
 # shellcheck disable=SC2034 # For the tests.
 slack_ms=4000
 # How long anything may take that is not a matter of latency.
-patience=60
+patience=120
 
 daemon=''
 mounts=() mapped=() loops=() jobs=()

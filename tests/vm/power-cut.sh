@@ -19,7 +19,7 @@ fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 device=${FARPOINT_DEVICE_BIN:?start tests with tests/vm/run.sh NAME}
 work=${FARPOINT_WORK:?start tests with tests/vm/run.sh NAME}
-boot_limit=400 seed=${FARPOINT_SEED:-$(($(date +%s) % 32768))} guest='' server=''
+boot_limit=800 seed=${FARPOINT_SEED:-$(($(date +%s) % 32768))} guest='' server=''
 
 say() { echo "-- $*"; }
 

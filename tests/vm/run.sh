@@ -36,45 +36,45 @@ die() {
 }
 
 # In this order: what fails early makes what comes later pointless. The number is the most seconds it may take: generous,
-# a limit and not a measure. Some run elsewhere than in the common guest: in a small one with two disks, or outside, because
+# a limit and not a measure, beside another guest on a slow processor. Some run elsewhere than in the common guest: in a small one with two disks, or outside, because
 # they boot guests themselves.
 tests='
-first            smoke 120
-memory           smoke 120
-namespace        smoke 120
-fio-verify       smoke 300
-discard          smoke 200
-odd-size         short 150
-primaries        short 300
-flush            smoke 120
-ext4             smoke 300
-xfs              short 300
-start-no-run     smoke 150
-hung-secondary   short 300
-slow-secondary   short 600
-failing-secondary short 240
-one-of-two       short 150
-unreadable       short 180
-metadata-faults  short 300
-full-primary     short 180
-full-secondary   short 180
-busy             smoke 150
-pause            short 120
-bandwidth        short 120
-clean-stop       short 150
-kill-idle        smoke 150
-take-back        smoke 400
-waiting          short 200
-kill-writing     short 240
-kill-recovering  short 400
-dependent-writes smoke 900
-log-writes       short 400
-own-device       short 120
-limits           short 150
-opening          short 300
-service          short 400  outside
-power-cut        short 900  outside
-low-memory       long  1500 small
+first            smoke 240
+memory           smoke 240
+namespace        smoke 240
+fio-verify       smoke 600
+discard          smoke 400
+odd-size         short 300
+primaries        short 600
+flush            smoke 240
+ext4             smoke 600
+xfs              short 600
+start-no-run     smoke 300
+hung-secondary   short 600
+slow-secondary   short 1200
+failing-secondary short 480
+one-of-two       short 300
+unreadable       short 360
+metadata-faults  short 600
+full-primary     short 360
+full-secondary   short 360
+busy             smoke 300
+pause            short 240
+bandwidth        short 240
+clean-stop       short 300
+kill-idle        smoke 300
+take-back        smoke 800
+waiting          short 400
+kill-writing     short 480
+kill-recovering  short 800
+dependent-writes smoke 1800
+log-writes       short 800
+own-device       short 240
+limits           short 300
+opening          short 600
+service          short 800  outside
+power-cut        short 1800  outside
+low-memory       long  3000 small
 '
 
 # Memory of a guest.
@@ -151,7 +151,7 @@ built() {
 
 # boot WHERE TEST...: the exit status is that of the guest.
 boot() {
-    local options=(--timeout 2400 --memory "$guest_mib" --share "$keep") disks=() disk status=0 where=$1
+    local options=(--timeout 3600 --memory "$guest_mib" --share "$keep") disks=() disk status=0 where=$1
     shift
     [[ $form != long ]] || options[1]=7200
     if [[ $where == small ]]; then

@@ -95,7 +95,7 @@ went_on "after a kill"
 say "silent"
 restarts=$(property NRestarts)
 ctl kill --signal=STOP farpoint.service
-patience=120 wait_for "the watchdog" is_again "$restarts"
+patience=240 wait_for "the watchdog" is_again "$restarts"
 went_on "after the watchdog"
 
 say "restarted"

@@ -6,4 +6,4 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 kernel=()
 [[ -z ${FARPOINT_KERNEL:-} ]] || kernel=(--kernel "$FARPOINT_KERNEL")
-exec "$here/../../scripts/vm" --timeout 360 --memory 1536 "${kernel[@]}" -- "$here/service-inside.sh"
+exec "$here/../../scripts/vm" --timeout 720 --memory 1536 "${kernel[@]}" -- "$here/service-inside.sh"
