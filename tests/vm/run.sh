@@ -120,14 +120,15 @@ selection() {
 }
 
 # What the tests call on, besides what every machine with Debian has.
-need_tools() {
+# In a shell of its own, because install.sh has its own way to die.
+need_tools() (
     # shellcheck disable=SC2034 # Of install.sh.
-    local script_name=run.sh tree=$top
+    script_name=run.sh tree=$top
     # shellcheck source-path=SCRIPTDIR source=../../scripts/lib/install.sh
     . "$top/scripts/lib/install.sh"
     install_missing jq:jq fio:fio python3:python3 sqlite3:sqlite3 dmsetup:dmsetup mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs \
         mkfs.btrfs:btrfs-progs modprobe:kmod systemctl:systemd udevadm:udev
-}
+)
 
 # The guest does not build: its processor is emulated.
 build() {
@@ -202,6 +203,7 @@ lanes() {
 
 # become_root ARGUMENT...: once for all guests, each of which would do so, for nobody else could end them.
 become_root() {
+    # shellcheck disable=SC2031 # What need_tools changes is its own.
     local passed=("PATH=$PATH" "FARPOINT_CACHE=${FARPOINT_CACHE:-$HOME/.cache/farpoint}") name
     [[ $(id -u) != 0 ]] || return 0
     for name in "${!FARPOINT_@}" "${!CARGO@}"; do passed+=("$name=${!name}"); done
