@@ -100,7 +100,7 @@ impl Desk {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Tells the keeper whatever lies in its mailbox.
+    /// Tells the keeper what was taken already, and whatever lies in its mailbox.
     pub fn read_letters(&self, kept: &mut OnDesk) {
         self.mailbox.take(&mut kept.letters);
         for letter in kept.letters.drain(..) {
@@ -184,8 +184,8 @@ impl IntentDesk for Desk {
                 return Attended::default();
             }
         };
+        kept.letters.append(letters);
         self.read_letters(&mut kept);
-        letters.drain(..).for_each(|letter| kept.keeper.tell(letter, &self.regions, &self.tracking));
         let write = memory.and_then(|memory| self.next_write(&mut kept.keeper, memory));
         let (stopped, work) = (kept.stopped, kept.keeper.has_work(self.now_ms()));
         let mut wakes = kept.keeper.take_wakes();

@@ -9,13 +9,6 @@
 
 set -euo pipefail
 
-# scripts/vm would become root, and an ordinary user cannot end it then.
-if [[ $(id -u) != 0 ]]; then
-    passed=("PATH=$PATH" "FARPOINT_CACHE=${FARPOINT_CACHE:-$HOME/.cache/farpoint}")
-    for name in "${!FARPOINT_@}" "${!CARGO@}"; do passed+=("$name=${!name}"); done
-    exec sudo -- env "${passed[@]}" "${BASH_SOURCE[0]}"
-fi
-
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 device=${FARPOINT_DEVICE_BIN:?start tests with tests/vm/run.sh NAME}
 work=${FARPOINT_WORK:?start tests with tests/vm/run.sh NAME}

@@ -36,8 +36,8 @@ die() {
 }
 
 # In this order: what fails early makes what comes later pointless. The number is the most seconds it may take: generous,
-# a limit and not a measure, beside another guest on a slow processor. Some run elsewhere than in the common guest: in a small one with two disks, or outside, because
-# they boot guests themselves.
+# a limit and not a measure, beside another guest on a slow processor. Some run elsewhere than in the common guest: in a small
+# one with two disks, or outside, because they boot guests themselves.
 tests='
 first            smoke 240
 memory           smoke 240
@@ -289,7 +289,7 @@ conclude() {
         each+=("$(grep --count "^$count " <<<"$results" || true) $count")
     done
     while read -r name _; do
-        grep --quiet "^[a-z]* $name\b" <<<"$results" || left+=("$name")
+        grep --quiet --extended-regexp "^[a-z]* $name( |\$)" <<<"$results" || left+=("$name")
     done < <(selection)
     echo "${each[0]}, ${each[1]}, ${each[2]} in $SECONDS seconds"
     ((${#left[@]} == 0)) || { echo "run.sh: not run: ${left[*]}" >&2 && return 3; }
