@@ -54,6 +54,10 @@ pub enum Bug {
     RecordWrittenOver,
     /// A record stops counting when the last page that it stands in for is submitted, not when it is durable.
     RecordLetGoEarly,
+    /// A durable record of the log is taken for the end of those before it as well.
+    RecordEndsOthers,
+    /// A record of the log does not say that others before it are under way.
+    RecordGapUntold,
     /// The log is not read at a start.
     LogForgotten,
     /// A start lets the log begin anew before the pages show what it named.

@@ -180,10 +180,11 @@ fn text(path: &std::path::Path, by: Option<&str>, found: &Findings) -> String {
     let logged = &found.recovery.logged;
     if layout.log_slots > 0 {
         lines.push(format!(
-            " intent-log:{} next:{} counting:{} naming:{} damaged:{}",
+            " intent-log:{} next:{} counting:{} lost:{} naming:{} damaged:{}",
             layout.log_slots,
             logged.start.next,
             logged.records,
+            logged.lost,
             logged.regions.len(),
             units::yes(logged.damaged),
         ));
@@ -235,6 +236,7 @@ fn document(path: &std::path::Path, by: Option<&str>, found: &Findings) -> Value
             "slots": superblock.layout.log_slots,
             "next": logged.start.next,
             "records": logged.records,
+            "lost": logged.lost,
             "regions": logged.regions.len(),
             "damaged": logged.damaged,
         })),

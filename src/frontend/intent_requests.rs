@@ -1,7 +1,7 @@
-//! The intent writes of one queue: at most one at a time, in memory of its own, on the queue's ring.
+//! The intent writes of one queue: a few at a time, each in memory of its own, on the queue's ring.
 
 use super::intent_write::{IntentDesk, IntentWrite};
-use crate::intent::Message;
+use crate::intent::{Message, UNDER_WAY_MAX};
 use crate::memory::{Buffer, MemoryError, Pool};
 use io_uring::{opcode, squeue, types};
 use std::io;
@@ -16,23 +16,32 @@ const AGAIN_MAX: u8 = 16;
 #[derive(Debug)]
 pub(super) struct IntentRequests {
     queue: usize,
-    desk: Option<(Arc<dyn IntentDesk>, Buffer)>,
+    desk: Option<Arc<dyn IntentDesk>>,
     /// For the keeper, who reads them at the end of the turn; and whether there is more for it to look at.
     letters: Vec<Message>,
     answered: bool,
+    places: Vec<Place>,
+}
+
+/// Room for a write, and the one under way there with how often it was repeated.
+#[derive(Debug)]
+struct Place {
+    memory: Buffer,
     under_way: Option<(IntentWrite, u8)>,
 }
+
+/// What is to be submitted, and its place: to be given to [`IntentRequests::answered`].
+pub(super) type Submission = (u16, squeue::Entry);
 
 impl IntentRequests {
     /// Of a queue of this depth. Without a desk, or with one that no ring can write for, none is ever made.
     pub fn new(queue: u16, depth: u16, desk: Option<&Arc<dyn IntentDesk>>) -> Result<Self, MemoryError> {
-        let desk = desk.filter(|desk| desk.raw_fd().is_some()).map(|desk| {
-            let memory = Pool::new(1, desk.bytes())?.take();
-            Ok(memory.map(|memory| (desk.clone(), memory)))
-        });
-        let desk = desk.transpose()?.flatten();
+        let desk = desk.filter(|desk| desk.raw_fd().is_some()).cloned();
+        let pool = desk.as_ref().map(|desk| Pool::new(usize::from(UNDER_WAY_MAX), desk.bytes())).transpose()?;
+        let memory = std::iter::from_fn(|| pool.as_ref()?.take());
+        let places = memory.map(|memory| Place { memory, under_way: None }).collect();
         let letters = Vec::with_capacity(usize::from(depth));
-        Ok(Self { queue: usize::from(queue), desk, letters, answered: false, under_way: None })
+        Ok(Self { queue: usize::from(queue), desk, letters, answered: false, places })
     }
 
     /// Takes a letter to the keeper; says whether it did. If not, nobody here would read it.
@@ -44,29 +53,32 @@ impl IntentRequests {
     }
 
     /// At the end of a turn: what is to be submitted for this turn's letters, and whether parked writes may go on.
-    pub fn attend(&mut self) -> (Option<squeue::Entry>, bool) {
+    pub fn attend(&mut self) -> (Option<Submission>, bool) {
         let answered = std::mem::take(&mut self.answered);
-        let Some((desk, memory)) = self.desk.as_mut().filter(|_| answered || !self.letters.is_empty()) else {
+        let Some(desk) = self.desk.as_ref().filter(|_| answered || !self.letters.is_empty()) else {
             return (None, false);
         };
-        let room = if self.under_way.is_none() { Some(&mut memory[..]) } else { None };
-        let attended = desk.attend(self.queue, &mut self.letters, room);
-        let entry = attended.write.map(|write| {
-            self.under_way = Some((write, 0));
-            entry(&write, memory)
+        let mut free = (0..).zip(&mut self.places).find(|(_, place)| place.under_way.is_none());
+        let attended =
+            desk.attend(self.queue, &mut self.letters, free.as_mut().map(|(_, place)| &mut place.memory[..]));
+        let submission = attended.write.zip(free).map(|(write, (number, place))| {
+            place.under_way = Some((write, 0));
+            (number, entry(&write, &mut place.memory))
         });
-        (entry, attended.rung)
+        (submission, attended.rung)
     }
 
-    /// The write under way was answered: with a byte count, or a negative errno. Says what to submit if it is not done.
-    pub fn answered(&mut self, result: i32) -> Option<squeue::Entry> {
-        let ((write, again), (desk, memory)) = (self.under_way.take()?, self.desk.as_mut()?);
+    /// The write in this place was answered: with a byte count, or a negative errno. Says what to submit if it is not
+    /// done.
+    pub fn answered(&mut self, number: u16, result: i32) -> Option<Submission> {
+        let (desk, place) = (self.desk.as_ref()?, self.places.get_mut(usize::from(number))?);
+        let (write, again) = place.under_way.take()?;
         let whole = u32::try_from(result) == Ok(write.length);
         // One that moved a part is repeated as a whole: the same bytes in the same place.
         let turned_away = result > 0 || result == -libc::EAGAIN || result == -libc::EINTR;
         if !whole && turned_away && again < AGAIN_MAX {
-            self.under_way = Some((write, again + 1));
-            return Some(entry(&write, memory));
+            place.under_way = Some((write, again + 1));
+            return Some((number, entry(&write, &mut place.memory)));
         }
         let error = if result < 0 { io::Error::from_raw_os_error(-result) } else { io::ErrorKind::WriteZero.into() };
         desk.answer(write, if whole { Ok(()) } else { Err(error) });
@@ -74,18 +86,21 @@ impl IntentRequests {
         None
     }
 
-    /// Whether nobody should wait for the write under way: its metadata has failed or hangs.
-    pub fn is_hopeless(&self) -> bool {
-        self.under_way.is_some() && self.desk.as_ref().is_some_and(|(desk, _)| desk.is_hopeless())
+    /// Writes under way that nobody should wait for: their metadata has failed or hangs.
+    pub fn hopeless(&self) -> usize {
+        let under_way = self.places.iter().filter(|place| place.under_way.is_some()).count();
+        if under_way > 0 && self.desk.as_ref().is_some_and(|desk| desk.is_hopeless()) { under_way } else { 0 }
     }
 
-    /// The queue ends. A write under way is given up, and its memory with it. That it may still land is harmless: a
-    /// record only adds regions, a page shows what was true when it was submitted and nothing is written that it lacks,
-    /// and the file stays locked until it is answered (H23).
-    pub fn leave(mut self) {
-        if let Some(((write, _), (desk, memory))) = self.under_way.take().zip(self.desk.take()) {
-            std::mem::forget(memory);
-            desk.answer(write, Err(io::Error::other("the queue that wrote it has ended")));
+    /// The queue ends. Writes under way are given up, and their memory with them. That they may still land is harmless:
+    /// a record only adds regions, a page shows what was true when it was submitted and nothing is written that it
+    /// lacks, and the file stays locked until they are answered (H23).
+    pub fn leave(self) {
+        for Place { memory, under_way } in self.places {
+            if let Some(((write, _), desk)) = under_way.zip(self.desk.as_ref()) {
+                std::mem::forget(memory);
+                desk.answer(write, Err(io::Error::other("the queue that wrote it has ended")));
+            }
         }
     }
 }

@@ -125,9 +125,9 @@ impl UblkIo<'_> {
 impl UblkIo<'_> {
     /// At the end of a turn: the intent that its cold writes wait for is written, all of it at once.
     fn attend_to_intent(&mut self, handler: &mut impl Handler) {
-        let (entry, rung) = self.intent.attend();
-        if let Some(entry) = entry {
-            self.submit(entry, KIND_INTENT);
+        let (submission, rung) = self.intent.attend();
+        if let Some((place, entry)) = submission {
+            self.submit(entry, KIND_INTENT | u64::from(place));
         }
         if rung {
             handler.rung(self);
@@ -300,10 +300,10 @@ fn turn(bell: &Doorbell, handler: &mut impl Handler, io: &mut UblkIo) -> Result<
         // The bell's poll is always under way and refers to no memory. An intent write that may never be answered is
         // left: what waited for it is given up.
         let handing_over = shared.handing_over.load(Relaxed);
-        let left = io.intent.is_hopeless();
-        let idle = io.own <= 1 + usize::from(left);
+        let left = io.intent.hopeless();
+        let idle = io.own <= 1 + left;
         if idle && stopping && io.at_kernel == 0 {
-            if left {
+            if left > 0 {
                 leave_ring(bell);
             }
             return Ok(());
@@ -426,8 +426,8 @@ fn dispatch(completion: &cqueue::Entry, bell: &Doorbell, handler: &mut impl Hand
     match data & KIND_MASK {
         KIND_PRIMARY => handler.primary_done(tag, result, io),
         KIND_INTENT => {
-            if let Some(again) = io.intent.answered(result) {
-                io.submit(again, KIND_INTENT);
+            if let Some((place, again)) = io.intent.answered(tag, result) {
+                io.submit(again, KIND_INTENT | u64::from(place));
             }
         }
         KIND_IMAGE => {

@@ -59,8 +59,8 @@ pub struct Limits {
 pub enum Write {
     /// The page as [`Keeper::page`] shows it at this moment.
     Page(PageNo),
-    /// The record that [`Keeper::record`] shows; one at a time.
-    Record,
+    /// The record of this number, as [`Keeper::record`] shows it; several at a time, in any order.
+    Record(u64),
 }
 
 /// Something to carry out.
@@ -93,9 +93,9 @@ pub struct Keeper {
     regions_per_page: u64,
     pages: Box<[Page]>,
     /// Newly hot regions that no record names yet, and their pages; none if there is no log. And memory for those that
-    /// the next names.
+    /// the next ones name.
     wanted: Vec<(RegionNo, PageNo)>,
-    named: Vec<RegionNo>,
+    named: Vec<Vec<RegionNo>>,
     /// Pages that have to be written, and the one that was written last.
     dirty: BTreeSet<PageNo>,
     last: PageNo,
@@ -173,9 +173,9 @@ impl Keeper {
         self.pages[place(page)].words()
     }
 
-    /// The record under way.
-    pub fn record(&self) -> Option<&Record> {
-        self.log.writing()
+    /// A record under way.
+    pub fn record(&self, number: u64) -> Option<&Record> {
+        self.log.writing(number)
     }
 
     fn page_of(&self, region: RegionNo) -> PageNo {
@@ -419,9 +419,10 @@ impl Keeper {
             // After a failure also what is said to be durable: of two that flush one device, one may have taken the
             // error that was the other's.
             _ if !ok || self.figures.failed => return self.fail(regions),
-            Write::Record => {
-                self.named = self.log.end();
-                self.named.drain(..).for_each(|region| regions.heat(region));
+            Write::Record(number) => {
+                let mut named = self.log.end(number);
+                named.drain(..).for_each(|region| regions.heat(region));
+                self.named.push(named);
             }
             Write::Page(number) => {
                 let page = &mut self.pages[place(number)];
@@ -445,17 +446,17 @@ impl Keeper {
 
     /// A record of the regions that are wanted, as many as it holds; their pages need not be written for them.
     fn begin_record(&mut self) -> Write {
-        let mut named = std::mem::take(&mut self.named);
+        let (number, mut named) = (self.log.next(), self.named.pop().unwrap_or_default());
         for (region, page) in self.wanted.drain(..self.wanted.len().min(RECORD_REGIONS_MAX)) {
             named.push(region);
-            if self.pages[place(page)].log(self.log.next()) {
+            if self.pages[place(page)].log(number) {
                 self.log.stands_in_for(page);
             }
         }
         self.log.begin(named);
         self.figures.records += 1;
         self.make_room();
-        Write::Record
+        Write::Record(number)
     }
 
     /// Not while pages are written: most of what keeps the log full goes with them.
@@ -479,7 +480,7 @@ impl Keeper {
 
     /// Whether a page or a record is being written.
     pub fn is_writing(&self) -> bool {
-        self.log.writing().is_some() || self.under_way > 0
+        self.log.is_writing() || self.under_way > 0
     }
 
     /// What media shows for certain stays hot, nothing else ever will be.

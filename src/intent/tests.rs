@@ -6,8 +6,10 @@ use crate::geometry::{Geometry, TrackNo, TrackRange};
 use crate::memory::Words;
 use crate::tracking::{Admission, Bitmap, Epoch, Ticket, Tracking};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+mod log;
 
 const TRACK: u64 = 4096;
 const REGION: u64 = 2 * TRACK;
@@ -21,10 +23,10 @@ struct Bench {
     keeper: Keeper,
     media: BTreeMap<PageNo, Vec<u64>>,
     writing: BTreeMap<PageNo, Vec<u64>>,
-    /// Slots of the log, the number of the newest durable record, and the record that is being written.
-    slots: Vec<Option<Record>>,
-    newest: u64,
-    recording: Option<Record>,
+    /// How many slots the log has, what is durable in them, and the records that are being written.
+    slots: u64,
+    log: BTreeMap<u64, Record>,
+    recording: Vec<Record>,
     graces: Vec<u64>,
     rung: u64,
     now_ms: u64,
@@ -44,9 +46,8 @@ fn bench_with_log(regions: u64, limits: Limits, hot: impl IntoIterator<Item = u6
     let keeper = Keeper::new(limits, &regions, PER_PAGE, hot, LogStart { slots, ..LogStart::NONE });
     let pages = regions.count().div_ceil(PER_PAGE);
     let media = (0..pages).map(|page| (PageNo(page), keeper.page(PageNo(page)).to_vec())).collect();
-    let slots = (0..slots).map(|_| None).collect();
-    let (writing, graces) = (BTreeMap::new(), Vec::new());
-    Bench { regions, tracking, keeper, media, writing, slots, newest: 0, recording: None, graces, rung: 0, now_ms: 0 }
+    let (writing, log, recording, graces) = (BTreeMap::new(), BTreeMap::new(), Vec::new(), Vec::new());
+    Bench { regions, tracking, keeper, media, writing, slots, log, recording, graces, rung: 0, now_ms: 0 }
 }
 
 fn range(start: u64, count: u64) -> RegionRange {
@@ -62,39 +63,53 @@ impl Bench {
                     assert!(before.is_none(), "two writes of a page at once");
                 }
                 Op::Grace(id) => self.graces.push(id),
-                Op::Write(Write::Record) => {
-                    let record = self.keeper.record().expect("begun").clone();
-                    assert_eq!(record.number, self.newest + 1);
-                    assert!(self.recording.is_none(), "two records at once");
-                    let counting = self.counting(false).map(|record| record.number % self.slots.len() as u64);
-                    let slot = record.number % self.slots.len() as u64;
-                    assert!(counting.into_iter().all(|taken| taken != slot), "a record that counts is written over");
-                    self.recording = Some(record);
+                Op::Write(Write::Record(number)) => {
+                    let slot = number % self.slots;
+                    assert!(self.recording.iter().all(|other| other.number % self.slots != slot), "two in a slot");
+                    self.recording.push(self.keeper.record(number).expect("begun").clone());
                 }
             }
         }
         self.check();
     }
 
-    /// The records that count after a crash, in which the one under way has `landed` or has not.
-    fn counting(&self, landed: bool) -> impl Iterator<Item = &Record> {
-        let last = self.recording.as_ref().filter(|_| landed);
-        let slot = |number: u64| self.slots[usize::try_from(number).expect("small") % self.slots.len()].as_ref();
-        let newest = last.or_else(|| if self.newest > 0 { slot(self.newest) } else { None });
-        let counts = newest.map_or(1..1, |newest| newest.tail..newest.number);
-        counts
-            .map(move |number| slot(number).filter(|record| record.number == number).expect("it counts"))
-            .chain(newest)
+    /// The records that count after a crash, in which of those under way the ones that `landed` has a bit for are
+    /// whole, and the others torn.
+    fn counting(&self, landed: usize) -> Vec<&Record> {
+        let mut media: BTreeMap<u64, &Record> = self.log.iter().map(|(slot, record)| (*slot, record)).collect();
+        for (at, record) in self.recording.iter().enumerate() {
+            let slot = record.number % self.slots;
+            if landed >> at & 1 == 1 {
+                media.insert(slot, record)
+            } else {
+                media.remove(&slot)
+            };
+        }
+        let Some(newest) = media.values().copied().max_by_key(|record| record.number) else { return Vec::new() };
+        let count = |number| {
+            let found = media.get(&(number % self.slots)).filter(|record| record.number == number);
+            assert!(found.is_some() || number + newest.unsure >= newest.number, "{number} is missing and counts");
+            found.copied()
+        };
+        (newest.tail..=newest.number).filter_map(count).collect()
     }
 
-    fn finish_record(&mut self, ok: bool) {
-        let Some(record) = self.recording.take() else { return };
+    /// Regions that records name which count after a crash, whichever of those under way have landed.
+    fn named(&self) -> BTreeSet<RegionNo> {
+        let after = |landed| self.counting(landed).iter().flat_map(|record| &record.regions).copied().collect();
+        let all = (0..1_usize << self.recording.len()).map(after);
+        all.reduce(|some: BTreeSet<_>, others| &some & &others).unwrap_or_default()
+    }
+
+    /// One of the records that are being written ends.
+    fn finish_record(&mut self, at: usize, ok: bool) {
+        let Some(at) = at.checked_rem(self.recording.len()) else { return };
+        let record = self.recording.remove(at);
+        let number = record.number;
         if ok {
-            self.newest = record.number;
-            let slot = usize::try_from(record.number).expect("small") % self.slots.len();
-            self.slots[slot] = Some(record);
+            self.log.insert(number % self.slots, record);
         }
-        self.keeper.written(Write::Record, ok, &self.regions);
+        self.keeper.written(Write::Record(number), ok, &self.regions);
         self.poll();
     }
 
@@ -108,8 +123,8 @@ impl Bench {
     }
 
     fn finish_all(&mut self) {
-        while self.recording.is_some() || !self.writing.is_empty() {
-            self.finish_record(true);
+        while !self.recording.is_empty() || !self.writing.is_empty() {
+            self.finish_record(0, true);
             if let Some((page, _)) = self.writing.first_key_value() {
                 self.finish(*page, true);
             }
@@ -144,18 +159,17 @@ impl Bench {
         words.first().is_some_and(|word| word >> (region.0 % PER_PAGE) & 1 == 1)
     }
 
-    /// Whether a crash now would find the region hot, whatever became of the writes under way.
-    fn is_durable(&self, region: RegionNo) -> bool {
+    /// Whether a crash now would find the region in its page, whatever became of the write under way.
+    fn is_shown(&self, region: RegionNo) -> bool {
         let page = PageNo(region.0 / PER_PAGE);
-        let shown = Self::shows(&self.media[&page], region)
-            && self.writing.get(&page).is_none_or(|words| Self::shows(words, region));
-        let named = |landed| self.counting(landed).any(|record| record.regions.contains(&region));
-        shown || named(false) && named(true)
+        Self::shows(&self.media[&page], region)
+            && self.writing.get(&page).is_none_or(|words| Self::shows(words, region))
     }
 
     fn check(&self) {
-        for region in range(0, self.regions.count()).iter() {
-            assert!(!self.regions.is_hot(region) || self.is_durable(region), "{region:?} is hot and media may lose it");
+        let named = self.named();
+        for region in range(0, self.regions.count()).iter().filter(|region| self.regions.is_hot(*region)) {
+            assert!(named.contains(&region) || self.is_shown(region), "{region:?} is hot and media may lose it");
         }
     }
 
@@ -394,127 +408,6 @@ fn a_sequential_writer_waits_only_at_its_beginning() {
 }
 
 #[test]
-fn writes_to_several_pages_share_a_record() {
-    let mut bench = bench_with_log(15, LIMITS, [], 8);
-    bench.want(range(0, 1));
-    bench.want(range(7, 1));
-    assert!(bench.writing.is_empty(), "what comes while a record is written goes with the next");
-    bench.finish_record(true);
-    let second = bench.recording.as_ref().expect("the next");
-    assert_eq!((second.number, second.tail, second.regions.as_slice()), (2, 1, [RegionNo(7)].as_slice()));
-    bench.finish_all();
-    bench.want_all(&[range(4, 2), range(14, 1)]);
-    let record = bench.recording.as_ref().expect("one for all three pages");
-    assert_eq!((record.number, record.tail, record.regions.as_slice()), (3, 1, [4, 5, 14].map(RegionNo).as_slice()));
-    assert!(bench.writing.is_empty() && !bench.regions.is_hot(RegionNo(4)));
-    bench.finish_record(true);
-    assert!(bench.hear() && bench.regions.all_hot(range(4, 2)) && bench.regions.is_hot(RegionNo(14)));
-    // Nothing has to be written to the pages of the record before there is something to clear in them.
-    assert_eq!(bench.keeper.figures().page_writes, 0);
-    while bench.keeper.figures().hot > 0 {
-        assert!(bench.now_ms < 1000, "a region stays hot");
-        bench.now_ms += 100;
-        bench.poll();
-        bench.grace(true);
-        bench.finish_all();
-    }
-    assert!(bench.media.values().all(|page| page == &[0]), "written without what was never in them");
-    let counting: Vec<_> = bench.counting(false).collect();
-    assert!(counting.len() == 1 && counting[0].regions.is_empty(), "media is told that no other counts: {counting:?}");
-}
-
-#[test]
-fn a_record_of_what_was_cleared_does_not_count_for_another_page() {
-    let mut bench = bench_with_log(15, LIMITS, [], 8);
-    let (idle, used) = (RegionNo(0), RegionNo(7));
-    bench.want_all(&[range(idle.0, 1), range(used.0, 1)]);
-    assert_eq!(bench.recording.as_ref().expect("both").regions, [idle, used]);
-    bench.finish_all();
-    bench.tracking.mark_out_of_sync(bench.regions.tracks(used));
-    while bench.regions.is_hot(idle) {
-        assert!(bench.now_ms < 1000, "the region stays hot");
-        bench.now_ms += 100;
-        bench.poll();
-    }
-    bench.grace(true);
-    bench.finish_all();
-    let counts = bench.counting(false).any(|record| record.regions.contains(&idle));
-    assert!(!counts && !Bench::shows(&bench.media[&PageNo(0)], idle), "a crash would have it copied again");
-    assert!(bench.regions.is_hot(used) && bench.is_durable(used));
-}
-
-#[test]
-fn what_was_cleared_is_told_also_when_pages_end_one_by_one_between_records() {
-    let mut bench = bench_with_log(15, LIMITS, [], 8);
-    bench.want_all(&[range(0, 1), range(7, 1)]);
-    bench.finish_all();
-    bench.tracking.mark_out_of_sync(bench.regions.tracks(RegionNo(7)));
-    while bench.graces.is_empty() {
-        assert!(bench.now_ms < 1000, "nothing is cleared");
-        bench.now_ms += 100;
-        bench.poll();
-    }
-    bench.grace(true);
-    bench.finish(PageNo(0), true);
-    bench.want(range(10, 1));
-    bench.finish_record(true);
-    bench.finish_all();
-    let counts = bench.counting(false).any(|record| record.regions.contains(&RegionNo(0)));
-    assert!(!counts, "a crash would have it copied again");
-}
-
-#[test]
-fn a_log_that_fills_up_while_pages_are_written_for_another_reason_has_room_again() {
-    let mut bench = bench_with_log(15, LIMITS, [1], 2);
-    while bench.graces.is_empty() {
-        assert!(bench.now_ms < 1000, "nothing is cleared");
-        bench.now_ms += 100;
-        bench.poll();
-    }
-    // The only record that there is room for, and its page with it.
-    bench.want(range(0, 1));
-    bench.finish_record(true);
-    assert!(bench.writing.contains_key(&PageNo(0)), "it is full");
-    // Something else is cleared in the page, which has to be written again.
-    bench.grace(true);
-    bench.want(range(5, 1));
-    bench.finish(PageNo(0), true);
-    assert_eq!(bench.recording.as_ref().expect("there is room").regions, [RegionNo(5)]);
-    bench.want(range(10, 1));
-    bench.finish_all();
-    assert!(bench.regions.is_hot(RegionNo(10)), "nobody makes room");
-}
-
-#[test]
-fn a_log_that_fills_up_has_its_pages_written_beside_it() {
-    let mut bench = bench_with_log(5 * 400, Limits { hot_max: 10_000, ..LIMITS }, [], 8);
-    for step in 0..400 {
-        bench.want_all(&[range(step * 5, 1), range((step * 5 + 1001) % 2000, 1)]);
-        while bench.recording.is_some() {
-            bench.finish_record(true);
-            let pages: Vec<_> = bench.writing.keys().copied().collect();
-            for page in pages {
-                bench.finish(page, true);
-            }
-        }
-        bench.finish_all();
-        assert!(bench.hear());
-    }
-    let figures = bench.keeper.figures();
-    assert!(figures.records > 300, "the log was used all the way: {figures:?}");
-    assert!(figures.page_writes > 600 && figures.page_writes <= 800, "and its pages written: {figures:?}");
-}
-
-#[test]
-fn a_failed_record_is_final() {
-    let mut bench = bench_with_log(15, LIMITS, 0..1, 4);
-    bench.want(range(4, 2));
-    bench.finish_record(false);
-    assert!(bench.hear() && !bench.regions.is_hot(RegionNo(4)) && bench.regions.is_hot(RegionNo(0)));
-    assert!(bench.regions.refuses() && bench.keeper.figures().failed);
-}
-
-#[test]
 fn what_is_said_to_be_durable_after_a_failure_is_not_believed() {
     let mut bench = bench(12, LIMITS, []);
     bench.want_all(&[range(1, 1), range(6, 1)]);
@@ -569,7 +462,7 @@ proptest! {
                 5 => bench.finish(PageNo(at % 3), true),
                 6 => bench.grace(at % 4 != 0),
                 7 => bench.now_ms += at * 20,
-                8 | 9 => bench.finish_record(true),
+                8 | 9 => bench.finish_record(usize::try_from(at).expect("small"), true),
                 _ => bench.poll(),
             }
             bench.check();
@@ -594,7 +487,6 @@ proptest! {
         prop_assert!(pinned.iter().all(|(_, hot)| *hot), "somebody waits for ever");
         bench.finish_all();
         let is_set = |region: &RegionNo| Bench::shows(bench.keeper.page(PageNo(region.0 / PER_PAGE)), *region);
-        let named = bench.counting(false).flat_map(|record| &record.regions);
-        prop_assert!(named.into_iter().all(is_set), "a record counts that names what was cleared");
+        prop_assert!(bench.named().iter().all(is_set), "a record counts that names what was cleared");
     }
 }

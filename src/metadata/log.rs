@@ -11,13 +11,14 @@
 //!     16    16  the volume's id
 //!     32     8  number of the oldest record that counts beside it; its own if none does
 //!     40     4  number of regions
-//!     44     4  zero
+//!     44     4  how many records before it may be missing
 //!     48        the regions, eight bytes each; what is behind them means nothing
 //! ```
 //!
 //! Those that count are the newest record and those from its `tail` on. What lies in other slots says nothing: it was
-//! never written, is out of date, or is the record that a power cut has torn, which nobody had gone by yet. If one that
-//! counts cannot be read, every region is taken for hot (H5).
+//! never written, is out of date, or is a record that a power cut has torn, which nobody had gone by yet. Since several
+//! are under way at a time one before the newest may be such a one: as many as the newest says, directly before it. If
+//! any other that counts cannot be read, every region is taken for hot (H5).
 
 pub use super::layout::RECORD_BYTES;
 use super::layout::{Layout, PAGE_BYTES};
@@ -32,6 +33,7 @@ const NUMBER: usize = 8;
 const VOLUME: usize = 16;
 const TAIL: usize = 32;
 const COUNT: usize = 40;
+const UNSURE: usize = 44;
 const REGIONS: usize = 48;
 /// No volume lives to see it; a record with a higher number is none.
 const NUMBER_MAX: u64 = 1 << 62;
@@ -46,12 +48,13 @@ pub fn put(volume: [u8; 16], record: &Record, into: &mut [u8]) {
     let regions = &record.regions[..record.regions.len().min(RECORD_REGIONS_MAX)];
     let used = REGIONS + regions.len() * 8;
     page[..used].fill(0);
-    let count = u32::try_from(regions.len()).unwrap_or(0);
+    let [count, unsure] = [regions.len() as u64, record.unsure].map(|count| u32::try_from(count).unwrap_or(0));
     page[..CRC].copy_from_slice(MAGIC);
     page[NUMBER..VOLUME].copy_from_slice(&record.number.to_le_bytes());
     page[VOLUME..TAIL].copy_from_slice(&volume);
     page[TAIL..COUNT].copy_from_slice(&record.tail.to_le_bytes());
-    page[COUNT..COUNT + 4].copy_from_slice(&count.to_le_bytes());
+    page[COUNT..UNSURE].copy_from_slice(&count.to_le_bytes());
+    page[UNSURE..REGIONS].copy_from_slice(&unsure.to_le_bytes());
     for (bytes, region) in page[REGIONS..].chunks_exact_mut(8).zip(regions) {
         bytes.copy_from_slice(&region.0.to_le_bytes());
     }
@@ -69,18 +72,19 @@ fn checksum(page: &[u8], regions: usize) -> u32 {
 /// The record in a page, if the page is whole and one of this volume.
 fn decode(page: &Page, volume: [u8; 16]) -> Option<Record> {
     let number = |at| u64::from_le_bytes(page.get(at));
-    let count = usize::try_from(u32::from_le_bytes(page.get(COUNT))).unwrap_or(usize::MAX);
+    let small = |at| u32::from_le_bytes(page.get(at));
+    let count = usize::try_from(small(COUNT)).unwrap_or(usize::MAX);
     let ours = page.get::<4>(0) == *MAGIC
         && page.get::<16>(VOLUME) == volume
         && count <= RECORD_REGIONS_MAX
         && number(NUMBER) <= NUMBER_MAX
-        && u32::from_le_bytes(page.get(CRC)) == checksum(&page.0, count);
+        && small(CRC) == checksum(&page.0, count);
     if !ours {
         return None;
     }
     let regions = page.0[REGIONS..].as_chunks().0.iter().take(count);
     let regions = regions.map(|bytes| RegionNo(u64::from_le_bytes(*bytes))).collect();
-    Some(Record { number: number(NUMBER), tail: number(TAIL), regions })
+    Some(Record { number: number(NUMBER), tail: number(TAIL), unsure: small(UNSURE).into(), regions })
 }
 
 /// What a log on media says.
@@ -88,8 +92,9 @@ fn decode(page: &Page, volume: [u8; 16]) -> Option<Record> {
 pub struct Logged {
     /// Regions that records name which count.
     pub regions: Vec<RegionNo>,
-    /// How many records those are.
+    /// How many records those are, and how many before the newest were under way and are lost: nobody went by them.
     pub records: u64,
+    pub lost: u64,
     /// Where the log goes on.
     pub start: LogStart,
     /// A record that counts cannot be read: every region may be hot.
@@ -116,23 +121,29 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Resul
     }
     let mut start = LogStart { slots, ..LogStart::NONE };
     let Some((&newest, last)) = found.last_key_value() else {
-        return Ok(Logged { regions: Vec::new(), records: 0, start, damaged: false });
+        return Ok(Logged { regions: Vec::new(), records: 0, lost: 0, start, damaged: false });
     };
     start.next = newest + 1;
     let counting = last.tail..=newest;
-    let records = newest.saturating_sub(last.tail) + 1;
+    let sure = newest.saturating_sub(last.unsure);
     // No writer lets so many count: a bug, and not to be gone by.
-    let mut damaged = last.tail > newest || last.tail == 0 || records >= slots.max(2);
-    let mut regions = Vec::new();
-    if !damaged {
-        for number in counting {
-            match found.get(&number) {
-                Some(record) => regions.extend(&record.regions),
-                None => damaged = true,
+    let damaged = last.tail > newest || last.tail == 0 || newest - last.tail + 1 >= slots.max(2);
+    let mut logged = Logged { regions: Vec::new(), records: 1, lost: 0, start, damaged };
+    if damaged {
+        return Ok(logged);
+    }
+    logged.records = 0;
+    for number in counting {
+        match found.get(&number) {
+            Some(record) => {
+                logged.regions.extend(&record.regions);
+                logged.records += 1;
             }
+            None if number < sure => logged.damaged = true,
+            None => logged.lost += 1,
         }
     }
-    Ok(Logged { regions, records, start, damaged })
+    Ok(logged)
 }
 
 /// Where a record lies. The volume has a log.
@@ -149,7 +160,7 @@ mod tests {
         let mut bytes = vec![0xff; RECORD_BYTES];
         for count in [RECORD_REGIONS_MAX, 3, 0, 1] {
             let regions = (0..count as u64).map(RegionNo).collect();
-            let record = Record { number: 7, tail: 5, regions };
+            let record = Record { number: 7, tail: 5, unsure: 1, regions };
             put([7; 16], &record, &mut bytes);
             for page in bytes.chunks_exact(PAGE_BYTES) {
                 assert_eq!(decode(&Page(page.try_into().expect("a page")), [7; 16]).as_ref(), Some(&record));
@@ -162,7 +173,7 @@ mod tests {
         let mut bytes = vec![0; RECORD_BYTES];
         let decoded = |bytes: &[u8]| decode(&Page(bytes[..PAGE_BYTES].try_into().expect("a page")), [7; 16]);
         for (number, is_one) in [(1, true), (NUMBER_MAX, true), (NUMBER_MAX + 1, false), (u64::MAX, false)] {
-            let record = Record { number, tail: 1, regions: vec![RegionNo(u64::MAX)] };
+            let record = Record { number, tail: 1, unsure: 0, regions: vec![RegionNo(u64::MAX)] };
             put([7; 16], &record, &mut bytes);
             assert_eq!(decoded(&bytes), is_one.then_some(record));
         }

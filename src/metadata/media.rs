@@ -380,7 +380,7 @@ impl Media {
         let number = logged.start.next;
         let area = self.intent_area();
         let mut chunk = Chunk::new();
-        let extent = area.record(&Record { number, tail: number, regions: Vec::new() }, &mut chunk.0);
+        let extent = area.record(&Record { number, tail: number, unsure: 0, regions: Vec::new() }, &mut chunk.0);
         let written = area.write(extent.offset, &chunk.0[..extent.length]);
         written.map_err(|source| self.io("writing the intent log", source))
     }

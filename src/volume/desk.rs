@@ -113,7 +113,7 @@ impl Desk {
     pub fn put(&self, keeper: &Keeper, write: Write, memory: &mut [u8]) -> Option<Extent> {
         match write {
             Write::Page(page) => Some(self.area.page(page, keeper.page(page), memory)),
-            Write::Record => keeper.record().map(|record| self.area.record(record, memory)),
+            Write::Record(number) => keeper.record(number).map(|record| self.area.record(record, memory)),
         }
     }
 
@@ -261,17 +261,19 @@ mod tests {
         desk.mailbox.post(left);
         let attended = desk.attend(0, &mut vec![letter], Some(&mut memory));
         let write = attended.write.expect("a record");
-        assert_eq!((write.write, write.length, attended.rung), (Write::Record, 8192, false));
+        assert_eq!((write.write, write.length, attended.rung), (Write::Record(1), 8192, false));
         assert_eq!(memory[..64], memory[4096..4160], "a record is written twice");
-        // What comes meanwhile waits for it to be answered.
+        // What comes meanwhile does not wait for it to be answered.
         let (late, letter) = want(&desk, 1, 5);
-        assert!(attend(&desk, 1, &[letter]).write.is_none());
+        let second = attend(&desk, 1, &[letter]).write.expect("a record of its own");
         assert!(!desk.regions.all_hot(mine) && !desk.mailbox.bell().is_rung(), "the thread has nothing to do");
         desk.answer(write, Ok(()));
         let attended = attend(&desk, 0, &[]);
         assert!(attended.rung && desk.regions.all_hot(mine) && desk.regions.all_hot(other));
-        assert!(!desk.regions.all_hot(late) && attended.write.is_some_and(|write| write.write == Write::Record));
+        assert!(!desk.regions.all_hot(late) && attended.write.is_none());
         assert_eq!([0, 1].map(|queue| desk.bells[queue].is_rung()), [false, true], "who asks is told, others are rung");
+        desk.answer(second, Ok(()));
+        assert!(attend(&desk, 1, &[]).rung && desk.regions.all_hot(late));
     }
 
     #[test]

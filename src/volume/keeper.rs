@@ -176,7 +176,7 @@ impl Thread {
                         let extent = desk.put(&kept.keeper, write, &mut self.memory[writes.len()]);
                         writes.extend(extent.map(|extent| (write, extent)));
                         // Who waits for a record does not wait for pages as well.
-                        alone = write == Write::Record;
+                        alone = matches!(write, Write::Record(_));
                     }
                 }
             }

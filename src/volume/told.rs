@@ -54,7 +54,7 @@ impl Told {
         if page_no.0 < self.layout.intent_pages {
             return Some(page(page_no, number(32)));
         }
-        let count = usize::try_from(number(40)).expect("few");
+        let count = usize::from(u16::from_le_bytes([bytes[40], bytes[41]]));
         let used = 48 + 8 * count;
         assert_eq!(bytes[..used], bytes[4096..4096 + used], "a record is written twice");
         Some(Asked::Record(number(8), (0..count).map(|at| RegionNo(number(48 + at * 8))).collect()))

@@ -1,12 +1,15 @@
 //! Every byte of what is on media changed, one at a time: found, and a superset copied, or refused.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use farpoint::geometry::TrackNo;
+use farpoint::intent::{Record, RegionNo};
 use farpoint::metadata::layout::RECORD_BYTES;
 use farpoint::metadata::media::{Media, Way};
 
-use super::history::{KINDS, Kind, Life, TRACKS, TRACKS_PER_REGION, assert_safe, few, start, write_page};
+use super::disk::Disk;
+use super::history::{KINDS, Kind, Life, TRACKS, TRACKS_PER_REGION, assert_safe, few, start, write_page, write_record};
 
 #[test]
 fn every_changed_byte_leaves_a_superset_or_a_refusal() {
@@ -81,6 +84,18 @@ fn a_record_is_read_from_either_copy_and_one_that_is_lost_makes_everything_hot()
     let (_, found) = start(content).expect("whole");
     assert!(found.logged.damaged && found.hot.count() == found.hot.regions, "{found:?}");
     assert_eq!((found.way, found.tracks.count()), (Way::Unclean, TRACKS));
+    // But for one that was under way when the newest was begun: it was never durable.
+    let disk = Arc::new(Disk::new(life.disk.content()));
+    let media = Media::open(Path::new("/metadata"), disk.clone()).expect("whole");
+    let last = Record { number: newest + 1, tail: newest - 1, unsure: 1, regions: vec![RegionNo(2)] };
+    write_record(&media, &last).expect("written");
+    for (record, is_one) in [(newest, true), (newest - 1, false)] {
+        let mut content = disk.content();
+        content[offset(record, 0)..][..8192].fill(0xaa);
+        let (_, found) = start(content).expect("whole");
+        assert_eq!((found.logged.damaged, found.logged.lost), (!is_one, u64::from(is_one)));
+        assert!(found.logged.regions.contains(&RegionNo(2)), "the newest counts");
+    }
 }
 
 /// A page that was lost whole, or a bug that cleared what was marked: both are believed, and what was missing is on

@@ -53,7 +53,7 @@ fn after_a_failed_write_nothing_is_written_any_more() {
     };
     run(|media| write_page(media, &[1]).is_err());
     run(|media| {
-        let record = Record { number: 9, tail: 9, regions: vec![RegionNo(1)] };
+        let record = Record { number: 9, tail: 9, unsure: 0, regions: vec![RegionNo(1)] };
         write_record(media, &record).is_err()
     });
     run(|media| media.update(|superblock| superblock.last_increment = 9).is_err());

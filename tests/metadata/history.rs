@@ -174,7 +174,7 @@ impl Life {
 
     /// Writes a record, which makes the page's write needless for now.
     fn record(&mut self, media: &Media, regions: Vec<RegionNo>) -> Result<(), MetadataError> {
-        let record = Record { number: self.next, tail: self.tail, regions };
+        let record = Record { number: self.next, tail: self.tail, unsure: 0, regions };
         self.next += 1;
         write_record(media, &record).map_err(|source| io("writing a record", source))
     }

@@ -129,7 +129,7 @@ impl World {
     /// The threads that write metadata have ended.
     fn finish_page_writes(&mut self) {
         let is_page =
-            |event: &Event| matches!(event, Event::Io(Io { kind: IoKind::WritePage(_) | IoKind::WriteRecord, .. }));
+            |event: &Event| matches!(event, Event::Io(Io { kind: IoKind::WritePage(_) | IoKind::WriteRecord(_), .. }));
         while let Some(at) = self.ready.iter().position(is_page) {
             let Event::Io(mut io) = self.ready.swap_remove(at) else { return };
             self.volumes[io.volume].side.devices.carry_out(&io, io.goal() - io.done);
@@ -154,7 +154,7 @@ impl World {
                     | IoKind::SendRun(..)
                     | IoKind::SendImage(..)
                     | IoKind::WritePage(_)
-                    | IoKind::WriteRecord
+                    | IoKind::WriteRecord(_)
             );
             if lands && left > 0 && self.rng.chance(2, 3) {
                 let sectors = if self.rng.chance(1, 2) { left } else { self.rng.below(left + 1) };
@@ -184,6 +184,7 @@ impl World {
             let media = Media::open(path(), beneath.clone()).map_err(failed)?;
             let recovery = media.recovery().map_err(failed)?;
             check(index, &primary, &secondary, &recovery, saved.take().as_ref())?;
+            self.coverage.gaps += u64::from(recovery.logged.lost > 0);
             // The power may go again before anyone has written.
             if self.rng.chance(1, 4) {
                 beneath.cut_after(self.rng.next() % 6);

@@ -51,8 +51,8 @@ pub enum IoKind {
     FlushPrimary,
     /// A page of the intent: the keeper's write of this number.
     WritePage(usize),
-    /// A record of the log: the same page twice.
-    WriteRecord,
+    /// The record of the log of this number: the same page twice.
+    WriteRecord(u64),
 }
 
 impl IoKind {
@@ -65,7 +65,7 @@ impl IoKind {
             Self::ReadRun(_) => 3,
             Self::SendRun(..) | Self::SendImage(..) => 4,
             Self::FlushSecondary | Self::FlushPrimary => 5,
-            Self::WritePage(_) | Self::WriteRecord => 8,
+            Self::WritePage(_) | Self::WriteRecord(_) => 8,
         }
     }
 
@@ -147,9 +147,9 @@ pub struct Devices {
     pub disk: Option<Arc<Disk>>,
     pub volume_id: [u8; 16],
     pub layout: Option<Layout>,
-    /// Pages being written, and the record with its slot.
+    /// Pages and records being written.
     pub pages: BTreeMap<usize, (PageNo, Page)>,
-    pub record: Option<(u64, Box<[u8; RECORD_BYTES]>)>,
+    pub records: BTreeMap<u64, Box<[u8; RECORD_BYTES]>>,
     /// Tracks that cannot be read.
     pub unreadable: Vec<bool>,
     pub secondary: Secondary,
@@ -193,7 +193,7 @@ impl Devices {
             volume_id: superblock.as_ref().map_or([0; 16], |superblock| superblock.id),
             layout: superblock.map(|superblock| superblock.layout),
             pages: BTreeMap::new(),
-            record: None,
+            records: BTreeMap::new(),
             slots: vec![vec![Stamp::BLANK; run_sectors]; options.limits.window],
             slot_starts: vec![0; options.limits.window],
             images: vec![vec![Stamp::BLANK; TRACK_SECTORS]; options.images],
@@ -235,7 +235,7 @@ impl Devices {
                     self.secondary.put(sector, stamp);
                 }
                 IoKind::SendImage(image, _) => self.secondary.put(sector, self.images[image.0][done]),
-                IoKind::WritePage(_) | IoKind::WriteRecord => {
+                IoKind::WritePage(_) | IoKind::WriteRecord(_) => {
                     if let Some((disk, offset, content)) = self.intent(io) {
                         disk.land(offset, sector, content);
                     }
@@ -253,10 +253,11 @@ impl Devices {
                 let (page, content) = &self.pages[&number];
                 Some((disk, layout.intent_offset + page.0 * PAGE_BYTES as u64, &content.0))
             }
-            _ => {
-                let (slot, content) = self.record.as_ref()?;
-                Some((disk, layout.log_offset() + slot * RECORD_BYTES as u64, &content[..]))
+            IoKind::WriteRecord(number) => {
+                let slot = number % u64::from(layout.log_slots);
+                Some((disk, layout.log_offset() + slot * RECORD_BYTES as u64, &self.records[&number][..]))
             }
+            _ => None,
         }
     }
 

@@ -141,14 +141,13 @@ impl World {
                 volume.side.submit(IoKind::WritePage(number), 0, PAGE_SECTORS);
                 self.coverage.page_writes += 1;
             }
-            Op::Write(Write::Record) => {
-                let record = volume.kept.keeper.record().expect("begun");
+            Op::Write(Write::Record(number)) => {
+                let record = volume.kept.keeper.record(number).expect("begun");
                 let devices = &mut volume.side.devices;
-                let slots = devices.layout.map_or(1, |layout| u64::from(layout.log_slots));
                 let mut content = Box::new([0; log::RECORD_BYTES]);
                 log::put(devices.volume_id, record, &mut content[..]);
-                devices.record = Some((record.number % slots, content));
-                volume.side.submit(IoKind::WriteRecord, 0, 2 * PAGE_SECTORS);
+                devices.records.insert(number, content);
+                volume.side.submit(IoKind::WriteRecord(number), 0, 2 * PAGE_SECTORS);
                 self.coverage.records += 1;
             }
         }
@@ -166,10 +165,15 @@ impl World {
     }
 
     /// A page of the intent, or a record of its log, is on media or could not be written.
-    pub fn answer_keeper(&mut self, index: usize, number: Option<usize>, ok: bool) {
+    pub fn answer_keeper(&mut self, index: usize, kind: IoKind, ok: bool) {
         let volume = &mut self.volumes[index];
-        let page = number.map(|number| volume.side.devices.pages.remove(&number).expect("a write under way").0);
-        let write = page.map_or(Write::Record, Write::Page);
+        let devices = &mut volume.side.devices;
+        let write = match kind {
+            IoKind::WritePage(number) => devices.pages.remove(&number).map(|(page, _)| Write::Page(page)),
+            IoKind::WriteRecord(number) => devices.records.remove(&number).map(|_| Write::Record(number)),
+            _ => None,
+        };
+        let write = write.expect("a write of the intent that is under way");
         if let Some(at) = volume.kept.by_queue.iter().position(|other| *other == write) {
             volume.kept.by_queue.swap_remove(at);
             volume.side.letters.push_back(Message::Written { write, ok });

@@ -112,6 +112,7 @@ fn fixed_seeds_keep_every_promise() {
     }
     let coverage = run_all(0..FIXED_SEEDS, None);
     assert!(coverage.points > FIXED_SEEDS && coverage.aborted > FIXED_SEEDS && coverage.images > FIXED_SEEDS);
+    assert!(coverage.crashes > FIXED_SEEDS && coverage.gaps > FIXED_SEEDS / 400);
 }
 
 #[test]
@@ -136,9 +137,10 @@ fn options_for(bug: Bug, seed: u64) -> Options {
         options.intent = options.intent.map(|intent| farpoint::intent::Limits { hot_max: 0, idle_ms: 1, ..intent });
         options.limits.flush_ms = 1;
     }
-    if bug == Bug::RecordLetGoEarly {
-        // Pages that take long, a log that is soon full, and crashes.
-        (options.crashes, options.cold, options.log_slots, options.region_tracks) = (6, true, 3, 1);
+    if let Bug::RecordLetGoEarly | Bug::RecordGapUntold = bug {
+        // Metadata that takes long, crashes, and a log that is soon full or one in which many records are under way.
+        let slots = if bug == Bug::RecordLetGoEarly { 3 } else { 8 };
+        (options.crashes, options.cold, options.log_slots, options.region_tracks) = (6, true, slots, 1);
         (options.speeds[8], options.rates.metadata_error, options.rounds, options.round_steps) = (1, 0, 30, 300);
         (options.tracks, options.hot, options.depth, options.writers) = (24, 24, 8, 12);
     }
@@ -267,6 +269,8 @@ bugs_are_found! {
     two_writes_of_a_page_are_found: TwoWritesOfAPage breaks ["P1"],
     a_record_written_over_is_found: RecordWrittenOver breaks ["P7"],
     a_record_let_go_early_is_found: RecordLetGoEarly breaks ["P1"],
+    a_record_that_ends_others_is_found: RecordEndsOthers breaks ["P1"],
+    a_record_with_an_untold_gap_is_found: RecordGapUntold breaks ["P7"],
     a_forgotten_log_is_found: LogForgotten breaks ["P1"],
     a_log_that_begins_anew_too_soon_is_found: LogResetFirst breaks ["P1"],
     pages_of_a_killed_daemon_that_nobody_flushed_are_found: CacheTakenForMedia breaks ["P1"],

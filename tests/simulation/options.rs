@@ -126,7 +126,7 @@ impl Options {
             first_copy: rng.chance(1, 3),
             region_tracks: rng.pick(&[1, 2, 4]),
             intent: Some(Self::draw_intent(rng)),
-            log_slots: rng.pick(&[0, 2, 3, 4, 8]),
+            log_slots: rng.pick(&[0, 2, 3, 8, 16]),
             cold: rng.chance(1, 2),
             crashes: rng.pick(&[0, 0, 2, 6]),
             stops: rng.pick(&[0, 0, 2, 6]),

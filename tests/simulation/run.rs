@@ -95,6 +95,11 @@ impl World {
             if step % 512 == 511 {
                 self.check_lag();
             }
+            // A crash at one of these moments, which are rare, says more than at most others.
+            let crowded = self.volumes.iter().any(|volume| volume.side.devices.records.len() > 1);
+            if crowded && self.options.crashes > 0 && self.rng.chance(1, 4) {
+                break;
+            }
         }
         self.active = false;
     }

@@ -65,6 +65,8 @@ pub struct Coverage {
     pub page_writes: u64,
     pub records: u64,
     pub crashes: u64,
+    /// Starts that found a record missing before the newest.
+    pub gaps: u64,
     pub cooled: u64,
 }
 
@@ -83,6 +85,7 @@ impl Coverage {
         self.page_writes += other.page_writes;
         self.records += other.records;
         self.crashes += other.crashes;
+        self.gaps += other.gaps;
         self.cooled += other.cooled;
     }
 }
@@ -333,7 +336,7 @@ impl World {
                     && self.volumes[io.volume].side.devices.cannot_read(&io);
                 self.answer_host(&io, queue, tag, fails);
             }
-            IoKind::WritePage(_) | IoKind::WriteRecord => self.finish_intent(&io),
+            IoKind::WritePage(_) | IoKind::WriteRecord(_) => self.finish_intent(&io),
             IoKind::HostWrite { queue, tag, .. } | IoKind::HostFlush { queue, tag } => {
                 self.settle_cache(&io);
                 self.answer_host(&io, queue, tag, false);
@@ -354,7 +357,7 @@ impl World {
         if good {
             self.volumes[io.volume].side.devices.persist_intent(io);
         }
-        self.answer_keeper(io.volume, if let IoKind::WritePage(number) = io.kind { Some(number) } else { None }, good);
+        self.answer_keeper(io.volume, io.kind, good);
     }
 
     /// What a flush or a durable write has made durable.
@@ -445,7 +448,7 @@ impl World {
             IoKind::SendRun(..) | IoKind::SendImage(..) | IoKind::FlushSecondary | IoKind::FlushPrimary => {
                 (0, 0, rates.secondary_error)
             }
-            IoKind::WritePage(_) | IoKind::WriteRecord => {
+            IoKind::WritePage(_) | IoKind::WriteRecord(_) => {
                 let fails = self.options.rates.metadata_error;
                 let fails = self.rng.chance(fails, 2048);
                 return if fails { Fate::Error(self.rng.below(io.count + 1)) } else { Fate::Good };
