@@ -142,7 +142,7 @@ fn small() -> Options {
         first_copy: false,
         region_tracks: 1,
         intent: None,
-        log_slots: 0,
+        log_slots: 2,
         cold: false,
         crashes: 0,
         stops: 0,

@@ -178,17 +178,15 @@ fn text(path: &std::path::Path, by: Option<&str>, found: &Findings) -> String {
         hot.absent_pages,
     ));
     let logged = &found.recovery.logged;
-    if layout.log_slots > 0 {
-        lines.push(format!(
-            " intent-log:{} next:{} counting:{} lost:{} naming:{} damaged:{}",
-            layout.log_slots,
-            logged.start.next,
-            logged.records,
-            logged.lost,
-            logged.regions.len(),
-            units::yes(logged.damaged),
-        ));
-    }
+    lines.push(format!(
+        " intent-log:{} next:{} counting:{} lost:{} naming:{} damaged:{}",
+        layout.log_slots,
+        logged.start.next,
+        logged.records,
+        logged.lost,
+        logged.regions.len(),
+        units::yes(logged.damaged),
+    ));
     lines.push(format!(" start:{} copies:{}", way_word(found.recovery.way), word(&next_start(found))));
     lines.join("\n")
 }
@@ -232,14 +230,14 @@ fn document(path: &std::path::Path, by: Option<&str>, found: &Findings) -> Value
         "intent_pages": superblock.layout.intent_pages,
         "damaged_pages": hot.damaged_pages,
         "absent_pages": hot.absent_pages,
-        "log": (superblock.layout.log_slots > 0).then(|| json!({
+        "log": {
             "slots": superblock.layout.log_slots,
             "next": logged.start.next,
             "records": logged.records,
             "lost": logged.lost,
             "regions": logged.regions.len(),
             "damaged": logged.damaged,
-        })),
+        },
         "damages": found.damages(),
         "start": way_word(found.recovery.way),
         "start_tracks": found.recovery.tracks.count(),

@@ -92,8 +92,7 @@ pub struct Keeper {
     limits: Limits,
     regions_per_page: u64,
     pages: Box<[Page]>,
-    /// Newly hot regions that no record names yet, and their pages; none if there is no log. And memory for those that
-    /// the next ones name.
+    /// Newly hot regions that no record names yet, and their pages; and memory for those that the next ones name.
     wanted: Vec<(RegionNo, PageNo)>,
     named: Vec<Vec<RegionNo>>,
     /// Pages that have to be written, and the one that was written last.
@@ -220,8 +219,7 @@ impl Keeper {
         }
     }
 
-    /// The region is to be hot: at once if no page without it was submitted, else with a record, or, where there is no
-    /// log, with its page's next write.
+    /// The region is to be hot: at once if no page without it was submitted, else with a record.
     fn set(&mut self, region: RegionNo, regions: &Regions) {
         if regions.is_hot(region) || self.figures.failed {
             return;
@@ -245,11 +243,8 @@ impl Keeper {
             }
         } else if present(Bug::PageWriteSkipped) && page.cleared_by_write.contains(&region) {
             regions.heat(region);
-        } else if self.log.exists() {
-            self.wanted.push((region, number));
         } else {
-            page.setting.push(region);
-            self.dirty.insert(number);
+            self.wanted.push((region, number));
         }
         self.figures.hot += 1;
     }
@@ -339,20 +334,11 @@ impl Keeper {
         Some(Op::Grace(self.graces))
     }
 
-    /// What host writes wait for next, if one request is all that it takes: a record, or the only page. For whoever has
-    /// such a host write in hand and would otherwise have to wake somebody; the rest is [`Self::poll`]'s.
+    /// The record that host writes wait for next. For whoever has such a host write in hand and would otherwise have to
+    /// wake somebody; the rest is [`Self::poll`]'s.
     pub fn poll_waited(&mut self) -> Option<Write> {
-        if self.figures.failed {
-            return None;
-        }
-        if self.log.exists() {
-            let is_next = self.log.has_room() && !self.wanted.is_empty();
-            return is_next.then(|| self.begin_record());
-        }
-        let mut waited_for = self.dirty.iter().copied().filter(|page| !self.pages[place(*page)].setting.is_empty());
-        let (first, more) = (waited_for.next()?, waited_for.next().is_some());
-        let is_next = !more && !self.is_busy(first);
-        is_next.then(|| self.begin_write(first))
+        let is_next = !self.figures.failed && self.log.has_room() && !self.wanted.is_empty();
+        is_next.then(|| self.begin_record())
     }
 
     /// Whether there is something for [`Self::poll`] now, besides what will be once a record is durable, and what
@@ -382,20 +368,15 @@ impl Keeper {
         self.figures.hot.saturating_sub(self.limits.hot_max)
     }
 
-    /// A page to be written that is not being written (H4): one that somebody waits for, or that keeps the log full,
-    /// before one that only clears. They take turns, or a page further up could wait for as long as there are cold
-    /// writes further down.
+    /// A page to be written that is not being written (H4): one that keeps the log full before one that only clears.
+    /// They take turns, or a page further up could wait for as long as there are cold writes further down.
     fn next_write(&self) -> Option<PageNo> {
         let page = |number: PageNo| &self.pages[place(number)];
         let in_turn = || {
             let behind = self.dirty.range((Bound::Excluded(self.last), Bound::Unbounded));
             behind.chain(self.dirty.range(..=self.last)).copied().filter(|page| !self.is_busy(*page))
         };
-        let first = match (self.log.exists(), self.log.is_full()) {
-            (false, _) => in_turn().find(|number| !page(*number).setting.is_empty()),
-            (true, true) => in_turn().find(|number| page(*number).due),
-            (true, false) => None,
-        };
+        let first = if self.log.is_full() { in_turn().find(|number| page(*number).due) } else { None };
         first.or_else(|| in_turn().next())
     }
 
@@ -430,7 +411,6 @@ impl Keeper {
                     self.log.note_cleared();
                 }
                 page.end_write();
-                page.set_by_write.drain(..).for_each(|region| regions.heat(region));
                 self.under_way -= 1;
                 self.settle_log();
                 self.make_room();

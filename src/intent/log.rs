@@ -34,14 +34,17 @@ pub struct Record {
 /// Where the log of a volume goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogStart {
-    /// Records there is room for; 0 if there is no log.
+    /// Records there is room for, at least two.
     pub slots: u64,
     /// Number of the next record. No older one counts.
     pub next: u64,
 }
 
 impl LogStart {
-    pub const NONE: Self = Self { slots: 0, next: 1 };
+    /// Of a log that nothing was written to yet.
+    pub fn empty(slots: u64) -> Self {
+        Self { slots, next: 1 }
+    }
 }
 
 /// The log of one volume.
@@ -87,10 +90,6 @@ impl Log {
         few && (free || present(Bug::RecordWrittenOver))
     }
 
-    pub fn exists(&self) -> bool {
-        self.slots > 0
-    }
-
     /// Whether no record can be begun before pages are written: with it in place no slot would be free.
     pub fn is_full(&self) -> bool {
         self.next + 1 - self.tail() >= self.slots
@@ -100,7 +99,7 @@ impl Log {
     /// one that has to be free.
     pub fn is_pressed(&self) -> bool {
         let counting = self.next - self.tail();
-        self.slots > 0 && (4 * counting >= 3 * self.slots || counting + 1 >= self.slots)
+        4 * counting >= 3 * self.slots || counting + 1 >= self.slots
     }
 
     /// Regions were cleared on media: any record until now may name them.
@@ -178,7 +177,7 @@ mod tests {
     const PAGE: PageNo = PageNo(3);
 
     fn log(slots: u64) -> Log {
-        Log::new(LogStart { slots, next: 1 })
+        Log::new(LogStart::empty(slots))
     }
 
     fn record(log: &mut Log, pages: &[PageNo]) -> Record {

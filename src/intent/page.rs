@@ -1,5 +1,5 @@
-//! What the keeper knows of one page of the intent: its bits as they are to be on media, and which of them media does
-//! not show yet, or still shows.
+//! What the keeper knows of one page of the intent: its bits as they are to be on media, which of them media still
+//! shows, and the records that name those that it does not show yet.
 
 use super::regions::RegionNo;
 use crate::bugs::{Bug, present};
@@ -15,12 +15,8 @@ pub(super) struct Page {
     /// As the next write will carry them; nothing as long as none was ever set, as of most pages of a huge volume.
     bits: Box<[u64]>,
     regions: u64,
-    /// Set since the last write was submitted: no write carries them yet. None where there is a log to name them.
-    pub setting: Vec<RegionNo>,
     /// Cleared since the last write was submitted: the page or a record shows them, on media or on its way there.
     pub clearing: Vec<RegionNo>,
-    /// Set by the write under way: durable when it is done.
-    pub set_by_write: Vec<RegionNo>,
     /// Cleared by the write under way: media may or may not show them.
     pub cleared_by_write: Vec<RegionNo>,
     pub writing: bool,
@@ -42,9 +38,7 @@ impl Page {
             first,
             bits: Box::default(),
             regions,
-            setting: Vec::new(),
             clearing: Vec::new(),
-            set_by_write: Vec::new(),
             cleared_by_write: Vec::new(),
             writing: false,
             logged: NO_RECORD,
@@ -97,7 +91,7 @@ impl Page {
 
     /// Whether it is to be written: media differs from what it is to show, and no write under way will change that.
     pub fn is_dirty(&self) -> bool {
-        !self.setting.is_empty() || !self.clearing.is_empty() || self.due
+        !self.clearing.is_empty() || self.due
     }
 
     /// The record of this number carries a region of the page that was set; says whether it is the first.
@@ -120,7 +114,6 @@ impl Page {
     pub fn begin_write(&mut self) {
         self.writing = true;
         self.due = false;
-        self.set_by_write.append(&mut self.setting);
         self.cleared_by_write.append(&mut self.clearing);
         self.settling = self.needed();
         self.logged = NO_RECORD;

@@ -5,7 +5,7 @@
 //!  4096  superblock, slot B                   one page
 //!  8192  nothing yet, zeroes
 //! 16384  intent pages, one bit per region     `intent_pages` pages
-//!        intent log, unless one page is all    two pages for each of `log_slots` records
+//!        intent log                         two pages for each of `log_slots` records
 //!        save area: the exact tracks of a clean stop
 //! ```
 
@@ -26,8 +26,8 @@ pub use crate::intent::{REGION_SIZE_DEFAULT as REGION_BYTES, REGION_SIZE_MAX as 
 pub const SLOTS: [u64; 2] = [0, PAGE];
 /// The first intent page.
 pub const INTENT_OFFSET: u64 = 16384;
-/// Records that the intent log of a volume with more than one intent page has room for, per page, and at least and at
-/// most. The more there are, the more cold writes share one write of a page.
+/// Records that the intent log has room for, per intent page, and at least and at most. The more there are, the more
+/// cold writes share one write of a page.
 const LOG_SLOTS_PER_PAGE: u64 = 16;
 const LOG_SLOTS_MIN: u32 = 64;
 const LOG_SLOTS_MAX: u32 = 256;
@@ -48,7 +48,7 @@ const BITMAP_BYTES: u64 = 64;
 pub struct Layout {
     pub intent_offset: u64,
     pub intent_pages: u64,
-    /// Records that the intent log has room for; 0 if there is none.
+    /// Records that the intent log has room for, at least two.
     pub log_slots: u32,
     pub save_offset: u64,
     pub save_bytes: u64,
@@ -60,7 +60,7 @@ impl Layout {
         let intent_pages = regions(geometry, region_bytes).div_ceil(REGIONS_PER_PAGE);
         let slots = u32::try_from(intent_pages * LOG_SLOTS_PER_PAGE).unwrap_or(LOG_SLOTS_MAX);
         let slots = slots.clamp(LOG_SLOTS_MIN, LOG_SLOTS_MAX);
-        Self::with_log(geometry, intent_pages, if intent_pages > 1 { slots } else { 0 })
+        Self::with_log(geometry, intent_pages, slots)
     }
 
     /// With a log of so many slots.
@@ -94,7 +94,7 @@ impl Layout {
             && self.intent_offset >= 2 * PAGE
             && self.intent_pages == regions.div_ceil(REGIONS_PER_PAGE)
             && log_end.is_some_and(|end| end <= self.save_offset)
-            && self.log_slots != 1
+            && self.log_slots > 1
             && self.save_bytes > SAVED_HEADER_BYTES
             && self.bytes() <= size
     }
@@ -118,7 +118,7 @@ mod tests {
             (64 * TIB, 65536, 2048),
             (1024 * TIB, 1 << 20, 2048),
             (TIB / 4, 65536, 512),
-            (1, 4096, 0),
+            (1, 4096, 512),
         ] {
             let layout = Layout::new(&Geometry::new(size, track).expect("valid"), REGION_BYTES);
             assert!(layout.intent_pages * PAGE <= 65536 * size.div_ceil(TIB), "{size}: {layout:?}");

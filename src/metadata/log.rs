@@ -119,7 +119,7 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Resul
             }
         }
     }
-    let mut start = LogStart { slots, ..LogStart::NONE };
+    let mut start = LogStart::empty(slots);
     let Some((&newest, last)) = found.last_key_value() else {
         return Ok(Logged { regions: Vec::new(), records: 0, lost: 0, start, damaged: false });
     };
@@ -146,9 +146,9 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Resul
     Ok(logged)
 }
 
-/// Where a record lies. The volume has a log.
+/// Where a record lies.
 pub(super) fn offset(layout: &Layout, number: u64) -> u64 {
-    layout.log_offset() + number % u64::from(layout.log_slots).max(1) * RECORD_BYTES as u64
+    layout.log_offset() + number % u64::from(layout.log_slots) * RECORD_BYTES as u64
 }
 
 #[cfg(test)]

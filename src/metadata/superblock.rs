@@ -19,7 +19,7 @@
 //!     80     4  role: 1 primary
 //!     84     4  track size
 //!     88     4  region size
-//!     92     4  records that the intent log has room for, 0 if there is none
+//!     92     4  records that the intent log has room for
 //!     96     8  size of the primary
 //!    104     8  size of the secondary
 //!    112     8  size of the file or device that this is on
@@ -162,10 +162,9 @@ impl Superblock {
         layout: Layout,
     ) -> Self {
         let [primary, secondary, metadata] = sides;
-        let incompat = if layout.log_slots > 0 { INTENT_LOG } else { 0 };
         Self {
             sequence: 0,
-            features: Features { incompat, ..Features::default() },
+            features: Features { incompat: INTENT_LOG, ..Features::default() },
             id,
             lineage: Lineage { id, generation: 0 },
             name: name.to_owned(),
@@ -341,11 +340,11 @@ fn check(superblock: &Superblock) -> Result<(), &'static str> {
     if !region.is_power_of_two() || !(geometry.track_size()..=REGION_BYTES_MAX).contains(&region) {
         return Err("its region size is impossible");
     }
+    if superblock.features.incompat & INTENT_LOG == 0 {
+        return Err("it has no intent log");
+    }
     if !superblock.layout.is_sound(layout::regions(&geometry, region), superblock.metadata.size) {
         return Err("its areas do not fit together");
-    }
-    if (superblock.features.incompat & INTENT_LOG != 0) != (superblock.layout.log_slots > 0) {
-        return Err("it does not say whether there is an intent log");
     }
     if superblock.completed.is_some_and(|completed| completed.increment > superblock.last_increment) {
         return Err("an increment has completed that was never begun");

@@ -2,7 +2,7 @@
 //! queue has made itself. It decides nothing. It sleeps on its bell, and in the writes.
 //!
 //! Pages that are to be written at the same time are written together, with one flush; what is wanted meanwhile goes
-//! with the next write of its page, or with the next record of the log (group commit).
+//! with the next record of the log (group commit).
 
 use super::VolumeError;
 use super::desk::{Desk, Intent};
@@ -284,10 +284,10 @@ mod tests {
             self.kept.mail.bells[0].answer();
         }
 
-        /// Two more, to regions of other pages, that come while the first page is written.
+        /// Two more, to regions of other pages, that come while the first is named.
         fn want_more_during_the_first(&self) -> [RegionRange; 2] {
             self.want(REGION);
-            assert_eq!(self.told.asked(), Asked::Write(PageNo(0), 0b10));
+            assert_eq!(self.told.asked(), Asked::Record(1, vec![RegionNo(1)]));
             let more = [1, 2].map(|page| RegionRange { start: RegionNo(page * REGIONS_PER_PAGE), count: 1 });
             for regions in more {
                 self.want(regions);
@@ -303,11 +303,11 @@ mod tests {
     }
 
     #[test]
-    fn a_write_goes_on_when_its_page_is_written() {
-        let bench = bench(false, 0);
+    fn a_write_goes_on_when_its_record_is_written() {
+        let bench = bench(false, 4);
         bench.want(REGION);
-        assert_eq!(bench.told.asked(), Asked::Write(PageNo(0), 0b10));
-        assert!(!bench.kept.regions.all_hot(REGION), "not while the page is being written");
+        assert_eq!(bench.told.asked(), Asked::Record(1, vec![RegionNo(1)]));
+        assert!(!bench.kept.regions.all_hot(REGION), "not while the record is being written");
         bench.told.answer(Ok(()));
         bench.wait_for_bell();
         assert!(bench.kept.regions.all_hot(REGION));
@@ -315,28 +315,28 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_are_wanted_together_are_written_with_one_flush() {
-        let bench = bench(false, 0);
+    fn pages_that_keep_the_log_full_are_written_with_one_flush() {
+        let bench = bench(false, 2);
         let later = bench.want_more_during_the_first();
+        let regions = later.map(|regions| regions.start).to_vec();
+        for asked in [Asked::Write(PageNo(0), 0b10), Asked::Record(2, regions)] {
+            bench.told.answer(Ok(()));
+            assert_eq!(bench.told.asked(), asked);
+            assert!(later.iter().all(|regions| !bench.kept.regions.all_hot(*regions)), "not before they are named");
+        }
         for asked in [Asked::WriteLazily(PageNo(1), 1), Asked::WriteLazily(PageNo(2), 1), Asked::Flush] {
             bench.told.answer(Ok(()));
             assert_eq!(bench.told.asked(), asked);
-            assert!(later.iter().all(|regions| !bench.kept.regions.all_hot(*regions)), "not before the flush");
+            bench.await_hot(&later);
         }
         bench.told.answer(Ok(()));
-        bench.await_hot(&later);
         bench.kept.stop().expect("clean");
     }
 
     #[test]
-    fn with_a_log_they_are_named_in_one_record() {
+    fn what_comes_while_a_record_is_written_is_named_in_the_next() {
         let bench = bench(false, 4);
-        bench.want(REGION);
-        assert_eq!(bench.told.asked(), Asked::Record(1, vec![RegionNo(1)]));
-        let later = [1, 2].map(|page| RegionRange { start: RegionNo(page * REGIONS_PER_PAGE), count: 1 });
-        for regions in later {
-            bench.want(regions);
-        }
+        let later = bench.want_more_during_the_first();
         bench.told.answer(Ok(()));
         assert_eq!(bench.told.asked(), Asked::Record(2, later.map(|regions| regions.start).to_vec()));
         assert!(later.iter().all(|regions| !bench.kept.regions.all_hot(*regions)), "not before it is durable");
@@ -346,9 +346,9 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_page_write_is_told_once_and_no_stop_is_clean_after_it() {
+    fn a_failed_write_is_told_once_and_no_stop_is_clean_after_it() {
         for suspend in [false, true] {
-            let bench = bench(suspend, 0);
+            let bench = bench(suspend, 4);
             bench.want(REGION);
             bench.told.asked();
             bench.told.answer(Err(io::Error::other("worn out")));

@@ -106,7 +106,7 @@ pub fn intent(geometry: &Geometry, suspend: bool, log_slots: u32) -> (Arc<Told>,
         area: media.intent_area(),
         region_size: REGION_SIZE_DEFAULT,
         hot: &COLD,
-        log: LogStart { slots: log_slots.into(), ..LogStart::NONE },
+        log: LogStart::empty(log_slots.into()),
         suspend,
         failed: Box::new(move |error| drop(fail.send(error.to_string()))),
     };

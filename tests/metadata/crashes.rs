@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::disk::{SECTOR, Step};
-use super::history::{KINDS, Kind, Life, Moment, assert_starts, few, many};
+use super::history::{Life, Moment, assert_starts, few, many};
 
 /// A disk of which it is known what is durable and what may be.
 struct Replay {
@@ -63,30 +63,26 @@ fn cut_everywhere(content: Vec<u8>, moments: &[Moment], sectors: usize) -> usize
 
 #[test]
 fn every_write_torn_at_every_sector_leaves_a_superset() {
-    for kind in KINDS {
-        let mut life = Life::new(kind);
-        life.live(&few()).expect("nothing fails");
-        let cuts = cut_everywhere(Life::zeroes(kind), &life.moments(), 1);
-        assert!(cuts > 500, "{kind:?}: {cuts}");
-    }
+    let mut life = Life::new();
+    life.live(&few()).expect("nothing fails");
+    let cuts = cut_everywhere(Life::zeroes(), &life.moments(), 1);
+    assert!(cuts > 500, "{cuts}");
 }
 
 #[test]
 fn a_long_save_area_torn_anywhere_leaves_a_superset() {
-    let mut life = Life::new(Kind::Page);
+    let mut life = Life::new();
     life.live(&many()).expect("nothing fails");
-    cut_everywhere(Life::zeroes(Kind::Page), &life.moments(), 3);
+    cut_everywhere(Life::zeroes(), &life.moments(), 3);
 }
 
 #[test]
 fn formatting_over_an_older_volume_never_mixes_the_two() {
-    for kind in KINDS {
-        let mut old = Life::new(kind);
-        old.live(&few()).expect("nothing fails");
-        let content = old.disk.content();
-        let mut life = Life::over(content.clone(), kind);
-        life.live(&few()).expect("nothing fails");
-        // Until the new volume is there, the old one's truth holds if anything is found at all.
-        cut_everywhere(content, &life.moments(), 1);
-    }
+    let mut old = Life::new();
+    old.live(&few()).expect("nothing fails");
+    let content = old.disk.content();
+    let mut life = Life::over(content.clone());
+    life.live(&few()).expect("nothing fails");
+    // Until the new volume is there, the old one's truth holds if anything is found at all.
+    cut_everywhere(content, &life.moments(), 1);
 }

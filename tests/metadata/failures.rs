@@ -9,34 +9,32 @@ use farpoint::metadata::media::Media;
 use nix::libc::{EIO, ENOSPC};
 
 use super::disk::{Failing, Leaves};
-use super::history::{KINDS, Kind, Life, assert_starts, few, write_page, write_record};
+use super::history::{Life, assert_starts, few, write_page, write_record};
 
 const LEAVES: [Leaves; 3] = [Leaves::Old, Leaves::New, Leaves::Half];
 
 #[test]
 fn every_call_that_fails_is_reported_and_leaves_a_superset() {
-    for kind in KINDS {
-        let mut whole = Life::new(kind);
-        whole.live(&few()).expect("nothing fails");
-        let calls = whole.disk.calls();
-        assert!(calls > 50, "{calls}");
-        let ways = [EIO, ENOSPC].into_iter().flat_map(|errno| LEAVES.map(|leaves| (errno, leaves)));
-        for (call, (errno, leaves)) in (0..calls).flat_map(|call| ways.clone().map(move |way| (call, way))) {
-            let mut life = Life::new(kind);
-            life.disk.fail(Failing { call, errno, leaves });
-            let result = life.live(&few());
-            let error = result.expect_err("the call that failed was passed over");
-            assert!(matches!(error, MetadataError::Io { .. }), "call {call}: {error}");
-            let what = || format!("{kind:?}, call {call}, {errno}, {leaves:?}");
-            assert_starts(life.disk.content(), &life.truth, &what);
-        }
+    let mut whole = Life::new();
+    whole.live(&few()).expect("nothing fails");
+    let calls = whole.disk.calls();
+    assert!(calls > 50, "{calls}");
+    let ways = [EIO, ENOSPC].into_iter().flat_map(|errno| LEAVES.map(|leaves| (errno, leaves)));
+    for (call, (errno, leaves)) in (0..calls).flat_map(|call| ways.clone().map(move |way| (call, way))) {
+        let mut life = Life::new();
+        life.disk.fail(Failing { call, errno, leaves });
+        let result = life.live(&few());
+        let error = result.expect_err("the call that failed was passed over");
+        assert!(matches!(error, MetadataError::Io { .. }), "call {call}: {error}");
+        let what = || format!("call {call}, {errno}, {leaves:?}");
+        assert_starts(life.disk.content(), &life.truth, &what);
     }
 }
 
 #[test]
 fn after_a_failed_write_nothing_is_written_any_more() {
     let run = |failing: fn(&Media) -> bool| {
-        let mut life = Life::new(Kind::Log);
+        let mut life = Life::new();
         life.live_until(1, &few()).expect("nothing fails");
         let media = Media::open(Path::new("/metadata"), life.disk.clone()).expect("whole");
         let recovery = media.recovery().expect("readable");

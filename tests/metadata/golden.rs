@@ -6,10 +6,10 @@ use std::path::Path;
 
 use farpoint::metadata::media::Way;
 
-use super::history::{Kind, Life, TRACKS_PER_REGION, assert_starts, few, look};
+use super::history::{Life, TRACKS_PER_REGION, assert_starts, few, look};
 
-fn image(name: &str, kind: Kind, runs: usize) -> (Vec<u8>, Life) {
-    let mut life = Life::new(kind);
+fn image(name: &str, runs: usize) -> (Vec<u8>, Life) {
+    let mut life = Life::new();
     life.live_until(runs, &few()).expect("nothing fails");
     let mut content = life.disk.content();
     // Zeroes at the end say nothing.
@@ -26,15 +26,13 @@ fn image(name: &str, kind: Kind, runs: usize) -> (Vec<u8>, Life) {
 
 #[test]
 fn images_of_the_first_version_are_read_and_written_as_ever() {
-    let table: [(&str, Kind, usize, Way, u64); 5] = [
-        ("new", Kind::Page, 0, Way::New, 76_800),
-        ("clean", Kind::Page, 1, Way::Exact, 4),
-        ("unclean", Kind::Page, 2, Way::Unclean, 3 * TRACKS_PER_REGION),
-        ("log-clean", Kind::Log, 1, Way::Exact, 8),
-        ("log-unclean", Kind::Log, 2, Way::Unclean, 3 * TRACKS_PER_REGION),
+    let table = [
+        ("new", 0, Way::New, 76_800),
+        ("clean", 1, Way::Exact, 8),
+        ("unclean", 2, Way::Unclean, 3 * TRACKS_PER_REGION),
     ];
-    for (name, kind, runs, way, tracks) in table {
-        let (golden, life) = image(name, kind, runs);
+    for (name, runs, way, tracks) in table {
+        let (golden, life) = image(name, runs);
         let (superblock, recovery) = look(&golden).expect("readable").expect("a superblock");
         assert_eq!((superblock.name.as_str(), superblock.id), ("db", *b"0123456789abcdef"));
         assert_eq!((recovery.way, recovery.tracks.count()), (way, tracks), "{name}");

@@ -64,16 +64,7 @@ pub fn assert_starts(content: Vec<u8>, truth: &Truth, what: &dyn Fn() -> String)
     assert_safe(content, truth, what);
 }
 
-/// How the volume keeps its intent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// In a page.
-    Page,
-    /// In a page and, ahead of it, in a log of four slots.
-    Log,
-}
-
-pub const KINDS: [Kind; 2] = [Kind::Page, Kind::Log];
+/// Records that its log has room for.
 const SLOTS: u64 = 4;
 
 /// A volume that has one disk under its metadata.
@@ -81,7 +72,6 @@ pub struct Life {
     pub disk: Arc<Disk>,
     pub truth: Truth,
     moments: Vec<Moment>,
-    kind: Kind,
     /// Numbers of the log's next record, and of the oldest one that the page does not make up for.
     next: u64,
     tail: u64,
@@ -89,17 +79,17 @@ pub struct Life {
 
 impl Life {
     /// On a disk that nobody has written to.
-    pub fn new(kind: Kind) -> Self {
-        Self::over(Self::zeroes(kind), kind)
+    pub fn new() -> Self {
+        Self::over(Self::zeroes())
     }
 
-    pub fn zeroes(kind: Kind) -> Vec<u8> {
-        vec![0; usize::try_from(Self::superblock(kind).layout.bytes()).expect("small")]
+    pub fn zeroes() -> Vec<u8> {
+        vec![0; usize::try_from(Self::superblock().layout.bytes()).expect("small")]
     }
 
-    pub fn over(content: Vec<u8>, kind: Kind) -> Self {
+    pub fn over(content: Vec<u8>) -> Self {
         let truth = Truth { unborn: true, ..Truth::default() };
-        Self { disk: Arc::new(Disk::new(content)), truth, moments: Vec::new(), kind, next: 1, tail: 1 }
+        Self { disk: Arc::new(Disk::new(content)), truth, moments: Vec::new(), next: 1, tail: 1 }
     }
 
     /// What was done to the disk, with what had to hold all through it.
@@ -138,20 +128,17 @@ impl Life {
         Ok(())
     }
 
-    pub fn superblock(kind: Kind) -> Superblock {
+    pub fn superblock() -> Superblock {
         let geometry = Geometry::new(SIZE, TRACK).expect("valid");
         let side = |identity: &str, size| Side { identity: identity.to_owned(), size };
-        let layout = match kind {
-            Kind::Page => Layout::new(&geometry, REGION.into()),
-            Kind::Log => Layout::with_log(&geometry, 1, u32::try_from(SLOTS).expect("small")),
-        };
+        let layout = Layout::with_log(&geometry, 1, u32::try_from(SLOTS).expect("small"));
         let bytes = layout.bytes();
         let sides = [side("wwid:primary", SIZE), side("file:2@3.000000004", SIZE), side("file:5@6.000000007", bytes)];
         Superblock::with_layout(*b"0123456789abcdef", "db", sides, &geometry, REGION, layout)
     }
 
     fn create(&mut self) -> Result<(), MetadataError> {
-        Media::format(Path::new(PATH), self.disk.clone(), Self::superblock(self.kind))?;
+        Media::format(Path::new(PATH), self.disk.clone(), Self::superblock())?;
         self.truth(|truth| {
             *truth = Truth { unborn: false, tracks: (0..TRACKS).collect(), number: 0, incomplete: true };
         });
@@ -198,7 +185,7 @@ impl Life {
     fn write(&mut self, media: &Media, track: u64) -> Result<(), MetadataError> {
         let mut regions = self.regions();
         regions.insert(track / TRACKS_PER_REGION);
-        if self.kind == Kind::Log && self.next + 1 - self.tail < SLOTS {
+        if self.next + 1 - self.tail < SLOTS {
             self.record(media, vec![RegionNo(track / TRACKS_PER_REGION)])?;
         } else {
             self.page(media, &regions)?;
@@ -214,7 +201,7 @@ impl Life {
         self.truth(|truth| truth.tracks.retain(|track| left.contains(TrackNo(*track))));
         self.page(media, &self.regions())?;
         // Of what was cleared the log may still have records that count.
-        if self.kind == Kind::Log { self.record(media, Vec::new()) } else { Ok(()) }
+        self.record(media, Vec::new())
     }
 
     fn number(&mut self, media: &Media, number: u64) -> Result<(), MetadataError> {
@@ -243,8 +230,7 @@ impl Life {
         })?;
         self.number(&media, 6)?;
         // More than the log has room for.
-        let regions = if self.kind == Kind::Log { 40..45 } else { 40..41 };
-        for region in regions {
+        for region in 40..45 {
             self.write(&media, region * TRACKS_PER_REGION)?;
         }
         self.end(&media)

@@ -12,7 +12,7 @@ use crate::disk::Disk;
 use crate::options::{Options, SECTOR, TRACK_SECTORS};
 use crate::rng::Rng;
 use farpoint::geometry::{Geometry, TrackNo, TrackRange};
-use farpoint::intent::PageNo;
+use farpoint::intent::{PageNo, Write};
 use farpoint::metadata::layout::{Layout, PAGE_BYTES, RECORD_BYTES};
 use farpoint::metadata::media::Media;
 use farpoint::metadata::medium::Page;
@@ -258,6 +258,15 @@ impl Devices {
                 Some((disk, layout.log_offset() + slot * RECORD_BYTES as u64, &self.records[&number][..]))
             }
             _ => None,
+        }
+    }
+
+    /// Whether what this would be written over is being written: of the two the older might land last.
+    pub fn is_writing_there(&self, write: Write) -> bool {
+        let slots = self.layout.map_or(1, |layout| u64::from(layout.log_slots));
+        match write {
+            Write::Page(page) => self.pages.values().any(|(other, _)| *other == page),
+            Write::Record(number) => self.records.keys().any(|other| other % slots == number % slots),
         }
     }
 

@@ -130,6 +130,11 @@ impl World {
     fn keeper_op(&mut self, index: usize, op: Op) {
         self.note(Note::Keeper(index, op));
         let volume = &mut self.volumes[index];
+        if let Op::Write(write) = op
+            && volume.side.devices.is_writing_there(write)
+        {
+            return self.breach("H4", format!("volume {index}: {write:?} while the same place is being written"));
+        }
         match op {
             Op::Grace(id) => volume.side.tell_drain(uploader::Message::Grace(id)),
             Op::Write(Write::Page(page)) => {

@@ -266,7 +266,7 @@ bugs_are_found! {
     a_primary_that_was_not_flushed_is_found: PrimaryNotFlushed breaks ["P1"],
     a_forgotten_error_of_the_primary_is_found: PrimaryErrorForgotten breaks ["P1"],
     a_page_write_skipped_is_found: PageWriteSkipped breaks ["P1"],
-    two_writes_of_a_page_are_found: TwoWritesOfAPage breaks ["P1"],
+    two_writes_of_a_page_are_found: TwoWritesOfAPage breaks ["H4"],
     a_record_written_over_is_found: RecordWrittenOver breaks ["P7"],
     a_record_let_go_early_is_found: RecordLetGoEarly breaks ["P1"],
     a_record_that_ends_others_is_found: RecordEndsOthers breaks ["P1"],

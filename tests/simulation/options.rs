@@ -82,7 +82,7 @@ pub struct Options {
     /// Tracks in a region, and how the intent is kept; without, every region is hot for ever.
     pub region_tracks: u64,
     pub intent: Option<intent::Limits>,
-    /// Records that the log of the intent has room for; 0 for no log.
+    /// Records that the log of the intent has room for.
     pub log_slots: u32,
     /// At first no region is hot.
     pub cold: bool,
@@ -126,7 +126,7 @@ impl Options {
             first_copy: rng.chance(1, 3),
             region_tracks: rng.pick(&[1, 2, 4]),
             intent: Some(Self::draw_intent(rng)),
-            log_slots: rng.pick(&[0, 2, 3, 8, 16]),
+            log_slots: rng.pick(&[2, 3, 4, 8, 16]),
             cold: rng.chance(1, 2),
             crashes: rng.pick(&[0, 0, 2, 6]),
             stops: rng.pick(&[0, 0, 2, 6]),

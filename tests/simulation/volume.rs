@@ -117,7 +117,7 @@ pub fn first_start(index: usize, options: &Options, rng: &mut Rng) -> Start {
 /// Without intent every region is hot for ever, and the keeper sleeps.
 fn keeper(options: &Options, regions: &Regions, found: Option<(Hot, LogStart)>) -> KeeperDriver {
     let asleep = intent::Limits { hot_max: u64::MAX, idle_ms: u64::MAX, ahead: 0, batch: 1, suspend: false };
-    let all = || (std::iter::once(0..regions.count()).collect(), LogStart::NONE);
+    let all = || (std::iter::once(0..regions.count()).collect(), LogStart::empty(2));
     let (hot, log): (Vec<_>, _) = found.map_or_else(all, |(hot, log)| (hot.runs().collect(), log));
     KeeperDriver::new(Keeper::new(options.intent.unwrap_or(asleep), regions, REGIONS_PER_PAGE, hot, log))
 }

@@ -13,7 +13,7 @@ set -euo pipefail
 increments=3 writers_s=24 starts=3 seed=${FARPOINT_SEED:-$(date +%s)}
 [[ -z $long ]] || increments=15 writers_s=90 starts=12
 say "seed $seed (FARPOINT_SEED)"
-# With regions as small as these there are two intent pages, and with that an intent log.
+# With regions as small as these there are two intent pages.
 side_mib=160 metadata_mib=1 shape=(--track-size 4KiB --region-size 4KiB)
 modprobe dm-log-writes || skip "this kernel has no dm-log-writes"
 

@@ -132,15 +132,15 @@ share=$work/share kernel=()
 say "seed $seed (FARPOINT_SEED)"
 RANDOM=$seed
 cuts=0 lost=0 void=0 transactions=0 increments=0
-# An intent log takes more than one intent page: many small regions.
-plain=(64M) logged=(160M --track-size=4KiB --region-size=4KiB)
+# One page of the intent, and several: many small regions.
+one=(64M) several=(160M --track-size=4KiB --region-size=4KiB)
 if [[ -n ${FARPOINT_LONG:-} ]]; then
-    volume 10 "${plain[@]}"
-    volume 10 "${logged[@]}"
+    volume 10 "${one[@]}"
+    volume 10 "${several[@]}"
 elif ((seed % 2 == 0)); then
-    volume 2 "${plain[@]}"
+    volume 2 "${one[@]}"
 else
-    volume 2 "${logged[@]}"
+    volume 2 "${several[@]}"
 fi
 ((void > 0)) || fail "none of the cuts hit an increment"
 echo "figure: cuts=$cuts"

@@ -121,12 +121,3 @@ fn a_log_that_fills_up_has_its_pages_written_beside_it() {
     assert!(figures.records > 300, "the log was used all the way: {figures:?}");
     assert!(figures.page_writes > 600 && figures.page_writes <= 800, "and its pages written: {figures:?}");
 }
-
-#[test]
-fn a_failed_record_is_final() {
-    let mut bench = bench_with_log(15, LIMITS, 0..1, 4);
-    bench.want(range(4, 2));
-    bench.finish_record(0, false);
-    assert!(bench.hear() && !bench.regions.is_hot(RegionNo(4)) && bench.regions.is_hot(RegionNo(0)));
-    assert!(bench.regions.refuses() && bench.keeper.figures().failed);
-}
