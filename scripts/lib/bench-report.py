@@ -12,7 +12,7 @@ import sys
 from collections import defaultdict
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bench_cost import Intent, crash_bars, crash_table, intent_table, open_bars, open_table  # noqa: E402
+from bench_cost import INTENT, LATENCY, Intent, crash_bars, crash_table, intent_table, open_bars, open_table  # noqa: E402
 from bench_figures import median, number, paired, rounded, spread, with_spread  # noqa: E402
 from bench_plot import plot  # noqa: E402
 
@@ -32,8 +32,9 @@ IOPS_BAR, CPU_BAR, DRAIN_BAR = 0.97, 1.05, 0.9
 FLAT_BAR = 1000
 
 
-def rows_of(samples, profiles):
+def rows_of(samples):
     """One row per system and profile: medians, ratios to rublk in the same round, and the spread of both."""
+    profiles = list(dict.fromkeys(sample["profile"] for sample in samples))
     runs = defaultdict(dict)
     for sample in samples:
         runs[sample["system"], sample["profile"]][sample["round"]] = sample
@@ -199,13 +200,15 @@ def main():
         print(name_of(kinds["machine"][0]))
         return 0
     host = json.loads(options.host)
-    profiles = {part: list(dict.fromkeys(sample["profile"] for sample in kinds[part])) for part in ("io", "intent")}
-    rows, intent = rows_of(kinds["io"], profiles["io"]), Intent(kinds["intent"])
-    intent_rows = [intent.complete(row) for row in rows_of(kinds["intent"], profiles["intent"])]
+    rows, intent, latency = rows_of(kinds["io"]), Intent(kinds["intent"]), Intent(kinds["latency"])
+    intent_rows = [intent.complete(row) for row in rows_of(kinds["intent"])]
+    latency_rows = [{"part": "latency", **latency.complete(row)} for row in rows_of(kinds["latency"])]
     holds, drains = holds_of(kinds["hold"]), drains_of(kinds["drain"])
-    bars = bars_of(rows, holds, drains) + intent.bars() + open_bars(kinds["open"]) + crash_bars(kinds["crash"])
+    bars = bars_of(rows, holds, drains) + intent.own_bars() + intent.peer_bars() + latency.peer_bars(" on slow disks")
+    bars += open_bars(kinds["open"]) + crash_bars(kinds["crash"])
     machine, end = kinds["machine"][0], (kinds["end"] or [{}])[0]
-    table = (io_table(rows) + increments_lines(kinds["io"]) if rows else []) + intent_table(intent_rows, SYSTEMS)
+    table = (io_table(rows) + increments_lines(kinds["io"]) if rows else [])
+    table += intent_table(INTENT, intent_rows, SYSTEMS) + intent_table(LATENCY, latency_rows, SYSTEMS)
     table += other_tables(holds, drains) + open_table(kinds["open"]) + crash_table(kinds["crash"]) + bar_table(bars)
     text = "\n".join(table + machine_lines(machine, host, end)) + "\n"
     print(text)
@@ -215,7 +218,7 @@ def main():
                    "Medians; in brackets the smallest and the largest of all rounds. Ratios are taken within each round.\n"
                    f"Every row is in `{title}.json`, every run in `{title}.jsonl`.\n\n" + (f"![ratios]({title}.svg)\n\n" if rows else "") + text)
     for path in filter(None, (options.out + ".json", options.json)):
-        write_json(path, rows + intent_rows)
+        write_json(path, rows + intent_rows + latency_rows)
     cold = [row for row in intent_rows if "cold_ratio" in row and row["cold_ratio"] is not None]
     if rows:
         with open(options.out + ".svg", "w", encoding="ascii") as file:

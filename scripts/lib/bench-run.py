@@ -20,10 +20,9 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from bench_crash import measure_crash  # noqa: E402
 from bench_fio import run_fio  # noqa: E402
-from bench_host import HEADS, PRIMARY, SECONDARY, Cycles, Daemon, Rublk, make_ram_disks, machine, pin, run  # noqa: E402
-from bench_intent import is_of_intent, measure_intent  # noqa: E402
+from bench_host import PRIMARY, SECONDARY, Cycles, Daemon, Rublk, make_ram_disks, machine, pin, run  # noqa: E402
+from bench_intent import is_of_intent, measure_intent, measure_latency  # noqa: E402
 from bench_open import measure_open  # noqa: E402
-from bench_wide import wide_devices  # noqa: E402
 
 VOLUME = "bench"
 SYSTEMS = ("raw", "rublk", "tracking", "sync", "increments")
@@ -48,9 +47,6 @@ class Bench:
 
     def say(self, text):
         print(f"bench: {time.monotonic() - self.began:5.0f} s  {text}", file=sys.stderr, flush=True)
-
-    def wide(self):
-        return wide_devices(HEADS, (PRIMARY, SECONDARY), self.options.mib)
 
     def close(self):
         """Removes what was made; whoever was stopped has to go on for that."""
@@ -260,8 +256,8 @@ def main():
     make_ram_disks(options.mib)
     fill(options.mib)
     bench = Bench(options)
-    parts = {"io": measure_io, "intent": measure_intent, "hold": measure_hold, "open": measure_open, "crash": measure_crash,
-             "drain": measure_drain}
+    parts = {"io": measure_io, "intent": measure_intent, "latency": measure_latency, "hold": measure_hold, "open": measure_open,
+             "crash": measure_crash, "drain": measure_drain}
     try:
         bench.sample("machine", **machine(bench))
         for part in options.parts:

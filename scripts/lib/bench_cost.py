@@ -38,25 +38,38 @@ class Intent:
         spreads = {**row["spread"], "cold_ratio": spread(ratios), "marked_per_io": spread(marked)}
         return rounded({**row, **more, "spread": spreads})
 
-    def bars(self):
+    def own_bars(self):
         bars = []
         for profile in (RANDOM, SEQUENTIAL):
             ratios = paired(self.runs["tracking", profile + HOT], self.runs["rublk", profile + HOT], "iops")
             bars.append((f"{profile}{HOT}: IOPS against rublk loop, at least {HOT_BAR}", median(ratios), HOT_BAR))
         cold = median(self.cold_ratios("tracking", SEQUENTIAL).values())
         bars.append((f"{SEQUENTIAL}{COLD}: IOPS against its own hot writes, at least {SEQUENTIAL_BAR}", cold, SEQUENTIAL_BAR))
+        return judged(bars)
+
+    def peer_bars(self, where=""):
+        bars = []
         for system in FARPOINT:
             for peer in PEERS:
                 ours, theirs = self.cold_ratios(system, RANDOM), self.cold_ratios(peer, RANDOM)
                 ratios = [ours[at] / theirs[at] for at in ours if at in theirs]
-                what = f"{RANDOM}{COLD}, {system}: share of its own hot IOPS against that of {peer}, at least {PEER_BAR:.0f}"
+                what = f"{RANDOM}{COLD}{where}, {system}: share of its own hot IOPS against that of {peer}, at least {PEER_BAR:.0f}"
                 bars.append((what, median(ratios), PEER_BAR))
-        return [(what, figure, figure >= bar) for what, figure, bar in bars if figure is not None]
+        return judged(bars)
 
 
-def intent_table(rows, names):
-    lines = ["", "Intent: writes to regions that have to be marked on media first (cold), and to those that are marked (hot). A turn runs the "
-             "sequential two twice, as two rounds; of their ratios the geometric mean counts.", "",
+def judged(bars):
+    return [(what, figure, figure >= bar) for what, figure, bar in bars if figure is not None]
+
+
+INTENT = ("Intent: writes to regions that have to be marked on media first (cold), and to those that are marked (hot). A turn runs the "
+          "sequential two twice, as two rounds; of their ratios the geometric mean counts.")
+LATENCY = ("Latency: the random two again on disks that take a millisecond for each request, however many are under way (null_blk), all "
+           "of them alike. A cold write waits for one of the metadata before its own.")
+
+
+def intent_table(words, rows, names):
+    lines = ["", words, "",
              "| Profile | System | IOPS | MiB/s | p50 us | p99 us | CPU us per I/O | marked per write | IOPS / rublk | cold / hot |",
              "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
     last = None

@@ -7,7 +7,8 @@ copied again is what the intent cannot tell apart.
 import subprocess
 import time
 
-from bench_host import DEPTH, METADATA, Daemon
+from bench_host import DEPTH, HEADS, METADATA, PRIMARY, SECONDARY, Daemon
+from bench_wide import wide_devices
 
 REGION_BYTES = 4 << 20
 # Regions that the intent may show although nothing in them is out of sync; a region with something out of sync is copied besides.
@@ -23,7 +24,7 @@ VOLUME = "crash"
 def measure_crash(bench):
     daemon = Daemon(bench.options.farpoint, bench.work)
     try:
-        with bench.wide() as devices:
+        with wide_devices(HEADS, (PRIMARY, SECONDARY), bench.options.mib) as devices:
             for number in range(bench.options.rounds):
                 for load in LOADS:
                     figures = crash(daemon, devices, load)

@@ -10,13 +10,11 @@ from bench_host import cpu_seconds, process_cpu_seconds
 TICK = 0.2
 
 
-def job_file(bench, profile, offset=None):
-    """The profile with this run's times, and its offset if one is given, in place of its own."""
+def job_file(bench, profile, given):
+    """The profile with this run's times, and what else is given, in place of its own."""
     with open(os.path.join(bench.options.profile_dir, profile + ".fio"), encoding="ascii") as file:
         lines = file.read().splitlines()
-    given = {"ramp_time": bench.options.ramp, "runtime": bench.options.seconds}
-    if offset:
-        given["offset"] = offset
+    given = {"ramp_time": bench.options.ramp, "runtime": bench.options.seconds, **given}
     lines = [f"{key}={given[key]}" if (key := line.partition("=")[0]) in given else line for line in lines]
     path = os.path.join(bench.work, profile + ".fio")
     with open(path, "w", encoding="ascii") as file:
@@ -47,9 +45,9 @@ def cpu_within(notes, start, end):
     return (last[1] - first[1]) / elapsed, servers / elapsed
 
 
-def run_fio(bench, profile, device, pids, offset=None):
+def run_fio(bench, profile, device, pids, **given):
     result = os.path.join(bench.work, "fio.json")
-    command = ["fio", "--output-format=json", f"--output={result}", "--eta=never", job_file(bench, profile, offset)]
+    command = ["fio", "--output-format=json", f"--output={result}", "--eta=never", job_file(bench, profile, given)]
     process = subprocess.Popen(command, env={**os.environ, "DEV": device}, stdout=subprocess.DEVNULL)
     notes = watch(process, pids)
     if process.returncode != 0:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 
 HZ = os.sysconf("SC_CLK_TCK")
 DEPTH = 128
@@ -18,6 +19,9 @@ PRIMARY, SECONDARY = "/dev/ram0", "/dev/ram1"
 HEADS = "/dev/ram2", "/dev/ram3"
 METADATA = "/dev/ram4", "/dev/ram5"
 DISKS = (PRIMARY, SECONDARY, *HEADS, *METADATA)
+# As many that take so long for each request, for the latency part.
+SLOW_DISKS = [f"/dev/nullb{number}" for number in range(len(DISKS))]
+SLOW_NS = 1_000_000
 
 
 def run(*command, given=None, quiet=False):
@@ -59,6 +63,18 @@ def make_ram_disks(mib):
     """Fresh ram disks: what is in old ones is the reader's own business, so they are not touched. One takes no memory before it
     is written to."""
     load_module("brd", f"rd_nr={len(DISKS)}", f"rd_size={mib * 1024}")
+
+
+@contextmanager
+def slow_disks():
+    """Disks of 1 GiB that answer each request when its time is over, however many are under way, as a good network disk does. They
+    take memory as they are written to."""
+    load_module("null_blk", f"nr_devices={len(SLOW_DISKS)}", "gb=1", "bs=512", "memory_backed=1", "irqmode=2", "no_sched=1",
+                f"completion_nsec={SLOW_NS}", "hw_queue_depth=256")
+    try:
+        yield
+    finally:
+        run("modprobe", "--remove", "null_blk")
 
 
 class Client:

@@ -2,17 +2,19 @@
 that are not, on farpoint, on its peers, and on a server that marks nothing.
 
 Each system is made anew for each round, so that everything is cold at first, and takes its turn with all profiles. Hot and cold
-are compared within a turn.
+are compared within a turn. On ram disks, where only the work counts; and the random ones on disks that take their time, where it
+counts how often a write waits for one.
 """
 
 import os
 import signal
+from collections import namedtuple
 
 from bench_figures import PASSES
 from bench_fio import run_fio
-from bench_host import METADATA, Rublk, pin
+from bench_host import HEADS, METADATA, PRIMARY, SECONDARY, SLOW_DISKS, Rublk, pin, slow_disks
 from bench_peers import Drbd, Md
-from bench_wide import HEAD_MIB
+from bench_wide import HEAD_MIB, wide_devices
 
 SYSTEMS = ("rublk", "tracking", "sync", "md", "drbd")
 FARPOINT = ("tracking", "sync")
@@ -23,6 +25,11 @@ OFFSET_AGAIN = "75%"
 # Of the cold random writes, those that met a region for the first time: chance makes it about 0.98.
 COLD_SHARE_MIN = 0.95
 VOLUME = "intent"
+# Fewer cold writes on slow disks: md makes 700 a second there.
+SLOW_IOS = 16384
+
+# A part of the bench: the name of its samples, its profiles, and the disks for heads, bodies and metadata.
+Part = namedtuple("Part", "kind profiles heads bodies metadata")
 
 
 class Farpoint:
@@ -67,43 +74,44 @@ def is_of_intent(profile):
     return profile.endswith(("-hot", "-cold"))
 
 
-def make(bench, system, devices):
+def make(bench, part, system, devices):
     if system == "rublk":
         return Loop(bench, devices[0])
     if system == "md":
         return Md(*devices, HEAD_MIB)
     if system == "drbd":
-        return Drbd(*devices, METADATA)
-    return Farpoint(bench, devices, METADATA[0], system == "tracking")
+        return Drbd(*devices, part.metadata)
+    return Farpoint(bench, devices, part.metadata[0], system == "tracking")
 
 
 def runs(profiles):
-    """What a turn runs: a pass, a profile, an offset. All profiles in their order; then the sequential two again, the other way
+    """What a turn runs: a pass, a profile, and what takes the place of the profile's own settings. All profiles in their order; then the sequential two again, the other way
     round and the cold one on other regions, so that what changes while they run, on a machine that is busy, is on both sides."""
-    profiles = list(filter(is_of_intent, profiles))
     again = [profile for profile in reversed(profiles) if profile in SEQUENTIAL]
-    return [(0, profile, None) for profile in profiles] + [(1, profile, OFFSET_AGAIN) for profile in again]
+    return [(0, profile, {}) for profile in profiles] + [(1, profile, {"offset": OFFSET_AGAIN}) for profile in again]
 
 
-def turn(bench, number, system, devices):
+def turn(bench, part, number, system, devices):
     """All profiles on one system. Each pass of a turn counts as a round of its own."""
     # Even an idle server looks after its timers.
     os.kill(bench.daemon.pid, signal.SIGCONT if system in FARPOINT else signal.SIGSTOP)
-    made = make(bench, system, devices)
+    made = make(bench, part, system, devices)
     try:
         if bench.options.pin and made.pids:
             pin(made.device)
-        for nth, profile, offset in runs(bench.options.profiles):
+        for nth, profile, given in runs(part.profiles):
+            if part.kind == "latency":
+                given["number_ios"] = SLOW_IOS
             if profile == HOT_RANDOM:
                 # The same writes once before: they mark the regions.
-                run_fio(bench, profile, made.device, made.pids)
+                run_fio(bench, profile, made.device, made.pids, **given)
             made.settle()
             before = made.marks()
-            figures = run_fio(bench, profile, made.device, made.pids, offset)
+            figures = run_fio(bench, profile, made.device, made.pids, **given)
             marked = made.marks() - before
             if profile == COLD_RANDOM and system != "rublk":
                 check_cold(system, marked, figures["ios"])
-            bench.sample("intent", round=PASSES * number + nth, system=system, profile=profile, marked=marked, **figures)
+            bench.sample(part.kind, round=PASSES * number + nth, system=system, profile=profile, marked=marked, **figures)
             bench.say(f"round {number + 1} of {bench.options.rounds}  {profile:24} {system:10} {figures['iops']:9.0f} IOPS"
                       f"  {marked} regions marked")
     finally:
@@ -115,16 +123,26 @@ def check_cold(system, marked, writes):
         raise RuntimeError(f"{system}: {writes} cold writes marked only {marked} regions, so they were not cold")
 
 
-def measure_intent(bench):
+def measure(bench, part):
     systems = [system for system in bench.options.systems if system in SYSTEMS]
-    if not systems:
+    if not systems or not part.profiles:
         return
     try:
-        with bench.wide() as devices:
+        with wide_devices(part.heads, part.bodies, bench.options.mib) as devices:
             for number in range(bench.options.rounds):
                 first = number % len(systems)
                 for system in systems[first:] + systems[:first]:
-                    turn(bench, number, system, devices)
+                    turn(bench, part, number, system, devices)
     finally:
         # The last turn may have been a peer's; the other parts need the daemon.
         os.kill(bench.daemon.pid, signal.SIGCONT)
+
+
+def measure_intent(bench):
+    measure(bench, Part("intent", list(filter(is_of_intent, bench.options.profiles)), HEADS, (PRIMARY, SECONDARY), METADATA))
+
+
+def measure_latency(bench):
+    profiles = [profile for profile in bench.options.profiles if profile in (HOT_RANDOM, COLD_RANDOM)]
+    with slow_disks():
+        measure(bench, Part("latency", profiles, SLOW_DISKS[2:4], SLOW_DISKS[:2], SLOW_DISKS[4:]))
