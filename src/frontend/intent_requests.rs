@@ -1,7 +1,7 @@
 //! The intent writes of one queue: a few at a time, each in memory of its own, on the queue's ring.
 
 use super::intent_write::{IntentDesk, IntentWrite};
-use crate::intent::{Message, UNDER_WAY_MAX};
+use crate::intent::{Message, RECORDS_UNDER_WAY_MAX};
 use crate::memory::{Buffer, MemoryError, Pool};
 use io_uring::{opcode, squeue, types};
 use std::io;
@@ -37,7 +37,7 @@ impl IntentRequests {
     /// Of a queue of this depth. Without a desk, or with one that no ring can write for, none is ever made.
     pub fn new(queue: u16, depth: u16, desk: Option<&Arc<dyn IntentDesk>>) -> Result<Self, MemoryError> {
         let desk = desk.filter(|desk| desk.raw_fd().is_some()).cloned();
-        let pool = desk.as_ref().map(|desk| Pool::new(usize::from(UNDER_WAY_MAX), desk.bytes())).transpose()?;
+        let pool = desk.as_ref().map(|desk| Pool::new(usize::from(RECORDS_UNDER_WAY_MAX), desk.bytes())).transpose()?;
         let memory = std::iter::from_fn(|| pool.as_ref()?.take());
         let places = memory.map(|memory| Place { memory, under_way: None }).collect();
         let letters = Vec::with_capacity(usize::from(depth));
@@ -93,8 +93,7 @@ impl IntentRequests {
     }
 
     /// The queue ends. Writes under way are given up, and their memory with them. That they may still land is harmless:
-    /// a record only adds regions, a page shows what was true when it was submitted and nothing is written that it
-    /// lacks, and the file stays locked until they are answered (H23).
+    /// a record only adds regions, and the file stays locked until they are answered (H23).
     pub fn leave(self) {
         for Place { memory, under_way } in self.places {
             if let Some(((write, _), desk)) = under_way.zip(self.desk.as_ref()) {
@@ -109,4 +108,113 @@ fn entry(write: &IntentWrite, memory: &mut Buffer) -> squeue::Entry {
     let file = types::Fixed(u32::try_from(METADATA).unwrap_or(u32::MAX));
     let entry = opcode::Write::new(file, memory.as_mut_ptr(), write.length);
     entry.offset(write.offset).rw_flags(libc::RWF_DSYNC).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::intent_write::Attended;
+    use super::*;
+    use crate::intent::{RegionNo, RegionRange};
+    use std::os::fd::RawFd;
+    use std::sync::Mutex;
+    use std::time::Instant;
+
+    const LENGTH: u32 = 8192;
+    const LETTER: Message = Message::Want { queue: 0, regions: RegionRange { start: RegionNo(1), count: 1 } };
+
+    /// Has a record to be written whenever there is memory for one.
+    #[derive(Debug, Default)]
+    struct Eager {
+        begun: Mutex<u64>,
+        answers: Mutex<Vec<(u64, bool)>>,
+        hopeless: bool,
+    }
+
+    impl IntentDesk for Eager {
+        fn raw_fd(&self) -> Option<RawFd> {
+            Some(0)
+        }
+
+        fn bytes(&self) -> usize {
+            LENGTH as usize
+        }
+
+        fn attend(&self, _: usize, letters: &mut Vec<Message>, memory: Option<&mut [u8]>) -> Attended {
+            letters.clear();
+            let write = memory.map(|memory| {
+                let begun = &mut *self.begun.lock().expect("no panic");
+                *begun += 1;
+                assert!(memory.iter().all(|byte| *byte == 0), "in use");
+                memory.fill(u8::try_from(*begun).expect("few"));
+                IntentWrite { record: *begun, offset: 0, length: LENGTH, asked: Instant::now() }
+            });
+            Attended { write, rung: false }
+        }
+
+        fn answer(&self, write: IntentWrite, result: io::Result<()>) {
+            self.answers.lock().expect("no panic").push((write.record, result.is_ok()));
+        }
+
+        fn is_hopeless(&self) -> bool {
+            self.hopeless
+        }
+    }
+
+    fn requests(desk: &Arc<Eager>) -> IntentRequests {
+        let desk: Arc<dyn IntentDesk> = desk.clone();
+        IntentRequests::new(0, 8, Some(&desk)).expect("memory")
+    }
+
+    fn place(submission: Option<Submission>) -> Option<u16> {
+        submission.map(|(place, _)| place)
+    }
+
+    /// A turn with a cold write: the place of what is submitted.
+    fn turn(requests: &mut IntentRequests) -> Option<u16> {
+        assert!(requests.take(LETTER));
+        place(requests.attend().0)
+    }
+
+    #[test]
+    fn each_write_has_a_place_of_its_own_until_it_is_answered() {
+        let desk = Arc::new(Eager::default());
+        let mut requests = requests(&desk);
+        let places: Vec<_> = (0..=RECORDS_UNDER_WAY_MAX).map(|_| turn(&mut requests)).collect();
+        assert_eq!(places, [Some(0), Some(1), Some(2), Some(3), None]);
+        // One that has moved a part, or was turned away, is asked for again in its place.
+        for result in [512, -libc::EAGAIN, -libc::EINTR] {
+            assert_eq!(place(requests.answered(2, result)), Some(2));
+        }
+        assert_eq!(place(requests.answered(2, 8192)), None);
+        assert_eq!(place(requests.answered(1, -libc::EIO)), None);
+        assert_eq!(*desk.answers.lock().expect("no panic"), [(3, true), (2, false)]);
+        requests.places.iter_mut().for_each(|place| place.memory.fill(0));
+        assert_eq!(place(requests.attend().0), Some(1), "an answer is reason enough to look");
+        assert_eq!((place(requests.attend().0), turn(&mut requests)), (None, Some(2)));
+    }
+
+    #[test]
+    fn a_write_that_is_turned_away_for_ever_fails() {
+        let desk = Arc::new(Eager::default());
+        let mut requests = requests(&desk);
+        assert_eq!(turn(&mut requests), Some(0));
+        let again = (0..100).take_while(|_| requests.answered(0, -libc::EAGAIN).is_some()).count();
+        assert_eq!((again, &*desk.answers.lock().expect("no panic")), (16, &vec![(1, false)]));
+    }
+
+    #[test]
+    fn whoever_leaves_gives_up_all_that_is_under_way() {
+        for hopeless in [false, true] {
+            let desk = Arc::new(Eager { hopeless, ..Eager::default() });
+            let mut requests = requests(&desk);
+            assert_eq!(requests.hopeless(), 0, "nothing is under way");
+            for _ in 0..3 {
+                turn(&mut requests);
+            }
+            assert!(requests.answered(1, 8192).is_none());
+            assert_eq!(requests.hopeless(), if hopeless { 2 } else { 0 });
+            requests.leave();
+            assert_eq!(*desk.answers.lock().expect("no panic"), [(2, true), (1, false), (3, false)]);
+        }
+    }
 }

@@ -1,17 +1,17 @@
 //! How a queue has the intent of its own cold writes made durable without waking anybody: it asks the desk for the
 //! write that they wait for, and makes it on its own ring, beside its other requests.
 
-use crate::intent::{Message, Write};
+use crate::intent::Message;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-/// A write that makes intent durable, in the memory that was given for it.
+/// A record of the intent's log to be written, in the memory that was given for it.
 #[derive(Debug, Clone, Copy)]
 pub struct IntentWrite {
-    /// What of the keeper's it is.
-    pub write: Write,
+    /// Its number.
+    pub record: u64,
     pub offset: u64,
     pub length: u32,
     /// When it was asked for.
@@ -34,7 +34,7 @@ pub trait IntentDesk: fmt::Debug + Send + Sync {
     /// Memory that a write takes, in bytes.
     fn bytes(&self) -> usize;
     /// Reads these letters to the keeper, and those that others have left, and says what is to be written now, in
-    /// `memory`; without memory, because a write of this queue is under way, it only reads. Never waits: if somebody
+    /// `memory`; without memory, because all that the queue has is in use, it only reads. Never waits: if somebody
     /// else has the lock, the letters are left, and the metadata thread is rung.
     fn attend(&self, queue: usize, letters: &mut Vec<Message>, memory: Option<&mut [u8]>) -> Attended;
     /// The write was answered, or is given up, which is an error. To be followed by [`Self::attend`], if there is still

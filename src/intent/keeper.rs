@@ -14,7 +14,7 @@
 //! durable or put back; look whether anything was put back since the first step, and give up if so; look for marks once
 //! more; write the page without it. What was put back may have been taken again, so that to look for its mark is not
 //! enough, and that may have been before the drain heard of the grace. A write that comes in between gets its region
-//! back at once, without a page write, as long as no page without it was submitted.
+//! back at once, without a record, as long as no page without it was submitted.
 
 use super::log::{Log, LogStart, Record};
 use super::message::Message;
@@ -196,7 +196,7 @@ impl Keeper {
         match message {
             Message::Want { queue, regions: wanted } => self.want(queue, wanted, regions),
             Message::Graced { id, durable } => self.graced(id, durable, regions, tracking),
-            Message::Written { write, ok } => self.written(write, ok, regions),
+            Message::Written { record, ok } => self.written(Write::Record(record), ok, regions),
             Message::Look | Message::Stop => {}
         }
     }
@@ -306,14 +306,14 @@ impl Keeper {
             return None;
         }
         self.listen(regions);
-        if let Some(write) = self.poll_waited() {
-            return Some(Op::Write(write));
+        if let Some(record) = self.poll_waited() {
+            return Some(Op::Write(Write::Record(record)));
         }
         if let Some(page) = self.next_write() {
             return Some(Op::Write(self.begin_write(page)));
         }
         if self.log.is_stale() {
-            return Some(Op::Write(self.begin_record()));
+            return Some(Op::Write(Write::Record(self.begin_record())));
         }
         self.doubt = regions.is_in_doubt();
         if self.grace.is_some() || self.doubt {
@@ -334,9 +334,9 @@ impl Keeper {
         Some(Op::Grace(self.graces))
     }
 
-    /// The record that host writes wait for next. For whoever has such a host write in hand and would otherwise have to
-    /// wake somebody; the rest is [`Self::poll`]'s.
-    pub fn poll_waited(&mut self) -> Option<Write> {
+    /// The record to be written that host writes wait for next. For whoever has such a host write in hand and would
+    /// otherwise have to wake somebody; the rest is [`Self::poll`]'s.
+    pub fn poll_waited(&mut self) -> Option<u64> {
         let is_next = !self.figures.failed && self.log.has_room() && !self.wanted.is_empty();
         is_next.then(|| self.begin_record())
     }
@@ -425,7 +425,7 @@ impl Keeper {
     }
 
     /// A record of the regions that are wanted, as many as it holds; their pages need not be written for them.
-    fn begin_record(&mut self) -> Write {
+    fn begin_record(&mut self) -> u64 {
         let (number, mut named) = (self.log.next(), self.named.pop().unwrap_or_default());
         for (region, page) in self.wanted.drain(..self.wanted.len().min(RECORD_REGIONS_MAX)) {
             named.push(region);
@@ -436,7 +436,7 @@ impl Keeper {
         self.log.begin(named);
         self.figures.records += 1;
         self.make_room();
-        Write::Record(number)
+        number
     }
 
     /// Not while pages are written: most of what keeps the log full goes with them.

@@ -11,8 +11,8 @@
 //!
 //! **Several are under way at a time**, for on most devices a record takes far longer than it takes to begin the next,
 //! and whoever comes a moment too late for one should not have to wait for its end. They may end in any order, and each
-//! counts from its own end on. So after a crash one may be missing before the newest: each says of how many before it
-//! that was not known when it was begun (`unsure`). Whoever is missing among these was never durable.
+//! counts from its own end on. So after a crash some may be missing before the newest: each says how many before it
+//! were not all durable when it was begun (`unsure`).
 
 use super::page::PageNo;
 use super::regions::RegionNo;
@@ -52,7 +52,7 @@ impl LogStart {
 pub(super) struct Log {
     slots: u64,
     next: u64,
-    /// The oldest record that counts by what media says.
+    /// The oldest record that counts by what media says; at first the one with which a start has emptied the log.
     told: u64,
     /// Behind the newest record that names anything, and behind the newest that may name what was cleared since.
     named: u64,
@@ -64,12 +64,12 @@ pub(super) struct Log {
 }
 
 /// Most records under way, from the oldest to the newest.
-pub const UNDER_WAY_MAX: u8 = 4;
+pub const RECORDS_UNDER_WAY_MAX: u8 = 4;
 
 impl Log {
     pub fn new(start: LogStart) -> Self {
         let LogStart { slots, next } = start;
-        Self { slots, next, told: next, named: 0, cleared: 0, open: VecDeque::new(), writing: VecDeque::new() }
+        Self { slots, next, told: next - 1, named: 0, cleared: 0, open: VecDeque::new(), writing: VecDeque::new() }
     }
 
     /// The oldest record that counts; the next one if none does.
@@ -85,7 +85,7 @@ impl Log {
     /// Whether a record can be begun: not too many are under way, and its slot is free whichever of them is the newest
     /// after a crash.
     pub fn has_room(&self) -> bool {
-        let few = self.next - self.oldest() < u64::from(UNDER_WAY_MAX).min(self.slots);
+        let few = self.next - self.oldest() < u64::from(RECORDS_UNDER_WAY_MAX).min(self.slots);
         let free = !self.is_full() && self.next - self.told < self.slots;
         few && (free || present(Bug::RecordWrittenOver))
     }
@@ -110,8 +110,8 @@ impl Log {
     /// Whether media counts records that no page needs any more and that may name what was cleared, and can be told not
     /// to: after a crash it would be copied again for nothing.
     pub fn is_stale(&self) -> bool {
-        let told = self.writing.back().map_or(self.told, |newest| newest.tail);
-        self.has_room() && told < self.tail().min(self.named).min(self.cleared)
+        let on_its_way = self.writing.back().map_or(0, |newest| newest.tail);
+        self.has_room() && self.told.max(on_its_way) < self.tail().min(self.named).min(self.cleared)
     }
 
     /// The pages that records stand in for; some more than once.
@@ -228,11 +228,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_by_a_durable_record_is_not_told_again_beside_an_older_one() {
+        let mut log = log(8);
+        for page in [PAGE, PageNo(4)] {
+            log.stands_in_for(page);
+            log.begin(vec![]);
+        }
+        // The first hangs, the pages of both are written, and something was cleared.
+        log.end(2);
+        log.settle(|_| u64::MAX);
+        log.note_cleared();
+        assert!(log.is_stale());
+        log.begin(vec![]);
+        log.end(3);
+        assert!(log.writing(1).is_some() && !log.is_stale());
+    }
+
+    #[test]
     fn the_slot_of_a_record_that_media_counts_is_never_written_to() {
-        for slots in 2..10 {
-            let mut log = log(slots);
+        // From the record on with which a start has emptied the log.
+        for (slots, first) in (2..10).flat_map(|slots| [(slots, 1), (slots, 7)]) {
+            let mut log = Log::new(LogStart { slots, next: first });
             // What the newest record says that is certainly on media, and the numbers of those under way.
-            let (mut told, mut under_way) = (1, Vec::new());
+            let (mut told, mut under_way) = (first - 1, Vec::new());
             for step in 0..4000_u64 {
                 if log.has_room() && step % 5 != 0 {
                     let number = log.next();

@@ -1,6 +1,5 @@
 //! What writes and the drain tell the keeper, through its mailbox.
 
-use super::keeper::Write;
 use super::regions::RegionRange;
 use crate::mailbox::Letter;
 
@@ -14,8 +13,8 @@ pub enum Message {
     /// The drain's answer to a grace: whether everything is durable that it had in hand when it was asked, and that it
     /// did not put back.
     Graced { id: u64, durable: bool },
-    /// A write of the keeper's has been answered.
-    Written { write: Write, ok: bool },
+    /// The write of a record by a queue has been answered.
+    Written { record: u64, ok: bool },
     /// Write nothing more, and end.
     Stop,
 }

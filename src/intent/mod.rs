@@ -22,7 +22,7 @@ mod sweep;
 mod tests;
 
 pub use keeper::{Figures, Keeper, Limits, Op, RECORD_REGIONS_MAX, Write};
-pub use log::{LogStart, Record, UNDER_WAY_MAX};
+pub use log::{LogStart, RECORDS_UNDER_WAY_MAX, Record};
 pub use message::Message;
 pub use page::PageNo;
 pub use queues::Queues;

@@ -25,7 +25,7 @@ pub(super) struct Page {
     logged: u64,
     settling: u64,
     newest: u64,
-    /// To be written although nobody waits for it and nothing was cleared.
+    /// To be written so that no record stands in for it any more.
     pub due: bool,
 }
 

@@ -33,10 +33,10 @@ struct Bench {
 }
 
 fn bench(regions: u64, limits: Limits, hot: impl IntoIterator<Item = u64>) -> Bench {
-    bench_with_log(regions, limits, hot, 8)
+    bench_with_slots(regions, limits, hot, 8)
 }
 
-fn bench_with_log(regions: u64, limits: Limits, hot: impl IntoIterator<Item = u64>, slots: u64) -> Bench {
+fn bench_with_slots(regions: u64, limits: Limits, hot: impl IntoIterator<Item = u64>, slots: u64) -> Bench {
     let geometry = Geometry::new(regions * REGION, TRACK).expect("valid");
     let words = |count: u64| Words::new(usize::try_from(count).expect("small")).expect("memory");
     let bitmap = || Bitmap::new(geometry.tracks(), words(Bitmap::words_for(geometry.tracks())));
@@ -409,6 +409,28 @@ fn what_is_said_to_be_durable_after_a_failure_is_not_believed() {
 }
 
 #[test]
+fn a_page_that_cannot_be_written_leaves_hot_what_no_write_has_cleared() {
+    let mut bench = bench(5, LIMITS, 0..3);
+    bench.regions.pin(range(1, 2));
+    bench.now_ms = 100;
+    bench.poll();
+    bench.grace(true);
+    assert_eq!(bench.writing[&PageNo(0)], [0b110]);
+    bench.regions.unpin(range(1, 2));
+    bench.tracking.mark_out_of_sync(bench.regions.tracks(RegionNo(2)));
+    for now_ms in [200, 300] {
+        bench.now_ms = now_ms;
+        bench.poll();
+    }
+    bench.grace(true);
+    assert!(!bench.regions.is_hot(RegionNo(1)), "cleared, and waits for the page");
+    bench.finish(PageNo(0), false);
+    let hot: Vec<_> = range(0, 3).iter().map(|region| bench.regions.is_hot(region)).collect();
+    assert_eq!(hot, [false, true, true], "of the first nobody knows");
+    assert!(bench.keeper.figures().failed && bench.writing.is_empty());
+}
+
+#[test]
 fn a_failed_write_is_final() {
     for suspend in [false, true] {
         let mut bench = bench(12, Limits { suspend, ..LIMITS }, [0]);
@@ -436,7 +458,7 @@ proptest! {
         steps in prop::collection::vec((0_u8..11, 0_u64..12, 1_u64..7), 1..300),
     ) {
         let hot = (0..12).filter(|region| hot >> region & 1 == 1);
-        let mut bench = bench_with_log(12, Limits { ahead, ..LIMITS }, hot, slots);
+        let mut bench = bench_with_slots(12, Limits { ahead, ..LIMITS }, hot, slots);
         let mut pinned: Vec<(RegionRange, bool)> = Vec::new();
         for (what, at, count) in steps {
             let regions = range(at, count.min(12 - at));

@@ -5,7 +5,7 @@
 //!  4096  superblock, slot B                   one page
 //!  8192  nothing yet, zeroes
 //! 16384  intent pages, one bit per region     `intent_pages` pages
-//!        intent log                         two pages for each of `log_slots` records
+//!        intent log                           two pages for each of `log_slots` records
 //!        save area: the exact tracks of a clean stop
 //! ```
 
@@ -60,11 +60,11 @@ impl Layout {
         let intent_pages = regions(geometry, region_bytes).div_ceil(REGIONS_PER_PAGE);
         let slots = u32::try_from(intent_pages * LOG_SLOTS_PER_PAGE).unwrap_or(LOG_SLOTS_MAX);
         let slots = slots.clamp(LOG_SLOTS_MIN, LOG_SLOTS_MAX);
-        Self::with_log(geometry, intent_pages, slots)
+        Self::with_slots(geometry, intent_pages, slots)
     }
 
     /// With a log of so many slots.
-    pub fn with_log(geometry: &Geometry, intent_pages: u64, log_slots: u32) -> Self {
+    pub fn with_slots(geometry: &Geometry, intent_pages: u64, log_slots: u32) -> Self {
         let tracks = geometry.tracks();
         let worst = SAVED_HEADER_BYTES
             + 8

@@ -17,14 +17,15 @@
 //!
 //! Those that count are the newest record and those from its `tail` on. What lies in other slots says nothing: it was
 //! never written, is out of date, or is a record that a power cut has torn, which nobody had gone by yet. Since several
-//! are under way at a time one before the newest may be such a one: as many as the newest says, directly before it. If
-//! any other that counts cannot be read, every region is taken for hot (H5).
+//! are under way at a time, one before the newest may not have come there either: of as many as the newest says,
+//! directly before it, and if a copy of what was in its slot before is still there, whole. If any other that counts
+//! cannot be read, every region is taken for hot (H5).
 
 pub use super::layout::RECORD_BYTES;
 use super::layout::{Layout, PAGE_BYTES};
 use super::medium::{CHUNK_BYTES, Chunk, Medium, Page};
 use crate::intent::{LogStart, RECORD_REGIONS_MAX, Record, RegionNo};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 const MAGIC: &[u8; 4] = b"FPLG";
@@ -92,7 +93,7 @@ fn decode(page: &Page, volume: [u8; 16]) -> Option<Record> {
 pub struct Logged {
     /// Regions that records name which count.
     pub regions: Vec<RegionNo>,
-    /// How many records those are, and how many before the newest were under way and are lost: nobody went by them.
+    /// How many records those are, and how many before the newest are lost: nobody had gone by them.
     pub records: u64,
     pub lost: u64,
     /// Where the log goes on.
@@ -105,6 +106,8 @@ pub struct Logged {
 pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Result<Logged> {
     let slots = u64::from(layout.log_slots);
     let mut found = BTreeMap::new();
+    // Slots in which a copy of something is whole.
+    let mut whole = BTreeSet::new();
     let (mut page, mut chunk) = (Page::ZERO, Chunk::new());
     for first in (0..slots).step_by(TOGETHER) {
         let count = usize::try_from(slots - first).unwrap_or(TOGETHER).min(TOGETHER);
@@ -113,10 +116,12 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Resul
         for (place, copy) in copies.chunks_exact(PAGE_BYTES).enumerate() {
             let slot = first + (place * PAGE_BYTES / RECORD_BYTES) as u64;
             page.0.copy_from_slice(copy);
-            if let Some(record) = decode(&page, volume).filter(|record| record.number % slots == slot) {
-                // Where a write was torn the other copy may be an older record: the newer one counts.
-                found.insert(record.number, record);
+            let record = decode(&page, volume).filter(|record| record.number % slots == slot);
+            if record.is_some() || page.is_zero() {
+                whole.insert(slot);
             }
+            // Where a write was torn the other copy may be an older record: the newer one counts.
+            found.extend(record.map(|record| (record.number, record)));
         }
     }
     let mut start = LogStart::empty(slots);
@@ -126,21 +131,19 @@ pub fn read(medium: &dyn Medium, layout: &Layout, volume: [u8; 16]) -> io::Resul
     start.next = newest + 1;
     let counting = last.tail..=newest;
     let sure = newest.saturating_sub(last.unsure);
-    // No writer lets so many count: a bug, and not to be gone by.
-    let damaged = last.tail > newest || last.tail == 0 || newest - last.tail + 1 >= slots.max(2);
-    let mut logged = Logged { regions: Vec::new(), records: 1, lost: 0, start, damaged };
-    if damaged {
-        return Ok(logged);
+    let mut logged = Logged { regions: Vec::new(), records: 0, lost: 0, start, damaged: false };
+    // No writer lets so many count, or begins so many at once: a bug, and not to be gone by.
+    if last.tail > newest || last.tail == 0 || newest - last.tail + 1 >= slots || last.unsure >= slots {
+        return Ok(Logged { records: 1, damaged: true, ..logged });
     }
-    logged.records = 0;
     for number in counting {
         match found.get(&number) {
             Some(record) => {
                 logged.regions.extend(&record.regions);
                 logged.records += 1;
             }
-            None if number < sure => logged.damaged = true,
-            None => logged.lost += 1,
+            None if number >= sure && whole.contains(&(number % slots)) => logged.lost += 1,
+            None => logged.damaged = true,
         }
     }
     Ok(logged)

@@ -396,6 +396,7 @@ pub(super) mod tests {
         };
         assert_eq!(change(8, 7), Err(Fault::Version(7)));
         assert_eq!(change(32, 6), Err(Fault::Features(6)));
+        assert_eq!(change(32, 0), Err(Fault::Damaged("it has no intent log")));
         assert_eq!(change(24, 6).expect("ignored").features.compat, 6);
         let looked_at = change(28, 6).expect("may be looked at");
         assert_eq!((looked_at.features.not_served(), looked_at.features.not_understood()), (6, 0));

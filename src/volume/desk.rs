@@ -154,14 +154,14 @@ impl Desk {
 
     /// The next write that others wait for, in this memory, ready to be submitted.
     fn next_write(&self, keeper: &mut Keeper, memory: &mut [u8]) -> Option<IntentWrite> {
-        let write = keeper.poll_waited()?;
-        let Extent { offset, length } = self.put(keeper, write, memory)?;
+        let record = keeper.poll_waited()?;
+        let Extent { offset, length } = self.put(keeper, Write::Record(record), memory)?;
         let Ok(asked) = self.area.asked() else {
             // Whoever had the error tells of it.
-            keeper.written(write, false, &self.regions);
+            keeper.written(Write::Record(record), false, &self.regions);
             return None;
         };
-        Some(IntentWrite { write, offset, length: u32::try_from(length).unwrap_or(u32::MAX), asked })
+        Some(IntentWrite { record, offset, length: u32::try_from(length).unwrap_or(u32::MAX), asked })
     }
 }
 
@@ -200,7 +200,7 @@ impl IntentDesk for Desk {
 
     fn answer(&self, write: IntentWrite, result: io::Result<()>) {
         let result = self.area.answered(write.asked, result);
-        self.mailbox.post(Message::Written { write: write.write, ok: result.is_ok() });
+        self.mailbox.post(Message::Written { record: write.record, ok: result.is_ok() });
         if let Err(error) = result {
             self.fail(error);
         }
@@ -261,7 +261,7 @@ mod tests {
         desk.mailbox.post(left);
         let attended = desk.attend(0, &mut vec![letter], Some(&mut memory));
         let write = attended.write.expect("a record");
-        assert_eq!((write.write, write.length, attended.rung), (Write::Record(1), 8192, false));
+        assert_eq!((write.record, write.length, attended.rung), (1, 8192, false));
         assert_eq!(memory[..64], memory[4096..4160], "a record is written twice");
         // What comes meanwhile does not wait for it to be answered.
         let (late, letter) = want(&desk, 1, 5);

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 /// Longest sleep, in milliseconds.
 const SLEEP_MS_MAX: u64 = 10_000;
-/// Most writes that are made together. A few, so that writes that wait for them go on while the next are made.
+/// Most writes that are made together. A few, so that who waits for room in the log goes on while the next are made.
 const TOGETHER: usize = 16;
 /// How often a stop looks after writes that wait for their intent.
 const ATTEND: Duration = Duration::from_millis(100);
@@ -331,6 +331,28 @@ mod tests {
         }
         bench.told.answer(Ok(()));
         bench.kept.stop().expect("clean");
+    }
+
+    #[test]
+    fn a_flush_that_fails_is_told_like_a_write() {
+        let bench = bench(false, 2);
+        let later = bench.want_more_during_the_first();
+        let regions = later.map(|regions| regions.start).to_vec();
+        let asked = [
+            Asked::Write(PageNo(0), 0b10),
+            Asked::Record(2, regions),
+            Asked::WriteLazily(PageNo(1), 1),
+            Asked::WriteLazily(PageNo(2), 1),
+            Asked::Flush,
+        ];
+        for asked in asked {
+            bench.told.answer(Ok(()));
+            assert_eq!(bench.told.asked(), asked);
+        }
+        bench.told.answer(Err(io::Error::other("worn out")));
+        assert_eq!(bench.failures.recv().expect("told"), "worn out");
+        assert!(bench.kept.regions.refuses());
+        assert!(matches!(bench.kept.stop(), Err(VolumeError::Metadata)));
     }
 
     #[test]

@@ -88,7 +88,7 @@ static COLD: LazyLock<Hot> = LazyLock::new(|| Hot::none(0));
 /// The intent of a new volume none of whose regions is hot, the medium, and where failures are told.
 pub fn intent(geometry: &Geometry, suspend: bool, log_slots: u32) -> (Arc<Told>, Intent<'static>, Receiver<String>) {
     let pages = Layout::new(geometry, REGION_SIZE_DEFAULT).intent_pages;
-    let layout = Layout::with_log(geometry, pages, log_slots);
+    let layout = Layout::with_slots(geometry, pages, log_slots);
     let side = |size| Side { identity: String::new(), size };
     let sides = [side(geometry.size()), side(geometry.size()), side(layout.bytes())];
     let region_size = u32::try_from(REGION_SIZE_DEFAULT).expect("small");

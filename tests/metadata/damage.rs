@@ -84,18 +84,56 @@ fn a_record_is_read_from_either_copy_and_one_that_is_lost_makes_everything_hot()
     let (_, found) = start(content).expect("whole");
     assert!(found.logged.damaged && found.hot.count() == found.hot.regions, "{found:?}");
     assert_eq!((found.way, found.tracks.count()), (Way::Unclean, TRACKS));
-    // But for one that was under way when the newest was begun: it was never durable.
+    // But for one that was under way when the newest was begun, and has not come there.
     let disk = Arc::new(Disk::new(life.disk.content()));
     let media = Media::open(Path::new("/metadata"), disk.clone()).expect("whole");
     let last = Record { number: newest + 1, tail: newest - 1, unsure: 1, regions: vec![RegionNo(2)] };
     write_record(&media, &last).expect("written");
-    for (record, is_one) in [(newest, true), (newest - 1, false)] {
+    for (record, copies, is_lost) in
+        [(newest, [0, 0], true), (newest, [0xaa, 0], true), (newest, [0xaa, 0xaa], false), (newest - 1, [0, 0], false)]
+    {
         let mut content = disk.content();
-        content[offset(record, 0)..][..8192].fill(0xaa);
+        for (copy, byte) in (0..).zip(copies) {
+            content[offset(record, copy)..][..4096].fill(byte);
+        }
         let (_, found) = start(content).expect("whole");
-        assert_eq!((found.logged.damaged, found.logged.lost), (!is_one, u64::from(is_one)));
+        assert_eq!((found.logged.damaged, found.logged.lost), (!is_lost, u64::from(is_lost)), "{record} {copies:?}");
         assert!(found.logged.regions.contains(&RegionNo(2)), "the newest counts");
     }
+}
+
+#[test]
+fn a_long_record_torn_at_every_sector_is_there_or_is_not() {
+    let mut life = Life::new();
+    life.live_until(2, &few()).expect("nothing fails");
+    let before = life.disk.content();
+    let (_, old) = start(before.clone()).expect("whole");
+    let (number, layout) = (old.logged.start.next, Life::superblock().layout);
+    let media = Media::open(Path::new("/metadata"), life.disk.clone()).expect("whole");
+    let regions = (0..TRACKS / TRACKS_PER_REGION).map(RegionNo).collect();
+    let record = Record { number, tail: number - old.logged.records, unsure: 0, regions };
+    write_record(&media, &record).expect("written");
+    let after = life.disk.content();
+    let at = usize::try_from(layout.log_offset() + number % 4 * RECORD_BYTES as u64).expect("small");
+    let (mut there, mut missing) = (0, 0);
+    for torn in (at..=at + RECORD_BYTES).step_by(512) {
+        for (first, last) in [(&after, &before), (&before, &after)] {
+            let content = [&first[..torn], &last[torn..]].concat();
+            let (_, found) = start(content.clone()).expect("whole");
+            if found.logged.start.next == number {
+                assert_eq!(found.logged, old.logged, "torn at {torn}");
+                missing += 1;
+            } else {
+                assert_eq!(found.hot.count(), found.hot.regions, "torn at {torn}");
+                there += 1;
+            }
+            assert!(!found.logged.damaged);
+            assert_safe(content, &life.truth, &|| format!("torn at {torn}"));
+        }
+    }
+    // It takes two sectors of either copy. Of the 17 places to tear from the front 15 have the first copy whole, from
+    // behind 9 the second.
+    assert_eq!((there, missing), (15 + 9, 2 + 8));
 }
 
 /// A page that was lost whole, or a bug that cleared what was marked: both are believed, and what was missing is on

@@ -131,7 +131,7 @@ impl Life {
     pub fn superblock() -> Superblock {
         let geometry = Geometry::new(SIZE, TRACK).expect("valid");
         let side = |identity: &str, size| Side { identity: identity.to_owned(), size };
-        let layout = Layout::with_log(&geometry, 1, u32::try_from(SLOTS).expect("small"));
+        let layout = Layout::with_slots(&geometry, 1, u32::try_from(SLOTS).expect("small"));
         let bytes = layout.bytes();
         let sides = [side("wwid:primary", SIZE), side("file:2@3.000000004", SIZE), side("file:5@6.000000007", bytes)];
         Superblock::with_layout(*b"0123456789abcdef", "db", sides, &geometry, REGION, layout)

@@ -184,7 +184,7 @@ impl World {
             let media = Media::open(path(), beneath.clone()).map_err(failed)?;
             let recovery = media.recovery().map_err(failed)?;
             check(index, &primary, &secondary, &recovery, saved.take().as_ref())?;
-            self.coverage.gaps += u64::from(recovery.logged.lost > 0);
+            self.coverage.gaps += recovery.logged.lost;
             // The power may go again before anyone has written.
             if self.rng.chance(1, 4) {
                 beneath.cut_after(self.rng.next() % 6);

@@ -36,8 +36,8 @@ pub struct KeeperDriver {
     pub wake_us: Option<u64>,
     /// A queue is about to look after it.
     pub attended: bool,
-    /// Writes under way that a queue has made.
-    by_queue: Vec<Write>,
+    /// Records under way that a queue writes.
+    by_queue: Vec<u64>,
     /// Page writes so far: each has a number.
     writes: usize,
 }
@@ -118,9 +118,9 @@ impl World {
         for letter in driver.letters.drain(..).chain(volume.side.letters.drain(..)) {
             driver.keeper.tell(letter, &regions, &volume.tracking);
         }
-        if let Some(write) = driver.keeper.poll_waited() {
-            driver.by_queue.push(write);
-            self.keeper_op(index, Op::Write(write));
+        if let Some(record) = driver.keeper.poll_waited() {
+            driver.by_queue.push(record);
+            self.keeper_op(index, Op::Write(Write::Record(record)));
         }
         let volume = &mut self.volumes[index];
         volume.side.ring_keeper |= volume.kept.keeper.has_work(now_ms) && volume.side.deaf != Some(Deaf::Work);
@@ -179,9 +179,10 @@ impl World {
             _ => None,
         };
         let write = write.expect("a write of the intent that is under way");
-        if let Some(at) = volume.kept.by_queue.iter().position(|other| *other == write) {
-            volume.kept.by_queue.swap_remove(at);
-            volume.side.letters.push_back(Message::Written { write, ok });
+        let by_queue = volume.kept.by_queue.iter().position(|record| Write::Record(*record) == write);
+        if let Some(at) = by_queue {
+            let record = volume.kept.by_queue.swap_remove(at);
+            volume.side.letters.push_back(Message::Written { record, ok });
             volume.side.left_letter = true;
         } else {
             volume.kept.answers.push_back((write, ok));

@@ -38,9 +38,11 @@ pub fn run(seed: u64, options: Options, verbose: bool) -> Outcome {
     }
     let mut world = World::new(options, seed, verbose);
     for _ in 0..world.options.rounds {
-        world.work();
-        if world.violation.is_none() && world.rng.chance(world.options.crashes, 8) {
-            let stop = world.rng.pick(&[Stop::PowerCut, Stop::Killed]);
+        let crash = world.rng.chance(world.options.crashes, 8).then(|| world.rng.pick(&[Stop::PowerCut, Stop::Killed]));
+        world.work(crash.is_some());
+        if let Some(stop) = crash
+            && world.violation.is_none()
+        {
             world.stop_and_start(stop);
             continue;
         }
@@ -81,12 +83,13 @@ impl World {
         Outcome { violation: self.violation, coverage: self.coverage, options: self.options, trace: self.trace.lines() }
     }
 
-    fn work(&mut self) {
+    /// `crashes`: it will end in a crash.
+    fn work(&mut self, crashes: bool) {
         self.note(Note::Phase("work"));
         self.faulty = true;
         self.start_writers();
         let steps = self.options.round_steps;
-        let steps = if self.options.crashes > 0 { self.rng.between(1, steps) } else { steps };
+        let steps = if crashes { self.rng.between(1, steps) } else { steps };
         for step in 0..steps {
             self.disturb();
             if !self.step() || self.violation.is_some() {
@@ -97,7 +100,7 @@ impl World {
             }
             // A crash at one of these moments, which are rare, says more than at most others.
             let crowded = self.volumes.iter().any(|volume| volume.side.devices.records.len() > 1);
-            if crowded && self.options.crashes > 0 && self.rng.chance(1, 4) {
+            if crowded && crashes && self.rng.chance(1, 16) {
                 break;
             }
         }

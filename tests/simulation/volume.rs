@@ -109,7 +109,7 @@ pub fn first_start(index: usize, options: &Options, rng: &mut Rng) -> Start {
     let id = [u8::try_from(index + 1).expect("small"); 16];
     let region_size = u32::try_from(options.region_size()).expect("small");
     let pages = Layout::new(&geometry, region_size.into()).intent_pages;
-    let layout = Layout::with_log(&geometry, pages, options.log_slots);
+    let layout = Layout::with_slots(&geometry, pages, options.log_slots);
     let superblock = Superblock::with_layout(id, "simulated", sides, &geometry, region_size, layout);
     Start::first(primary, secondary, superblock, options.cold, Rng::new(rng.next()))
 }

@@ -65,7 +65,7 @@ pub struct Coverage {
     pub page_writes: u64,
     pub records: u64,
     pub crashes: u64,
-    /// Starts that found a record missing before the newest.
+    /// Records that starts have found missing before the newest.
     pub gaps: u64,
     pub cooled: u64,
 }

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn writes_to_several_pages_share_a_record() {
-    let mut bench = bench_with_log(15, LIMITS, [], 8);
+    let mut bench = bench(15, LIMITS, []);
     bench.want_all(&[range(4, 2), range(14, 1)]);
     let regions = [4, 5, 14].map(RegionNo).to_vec();
     assert_eq!(bench.recording, [Record { number: 1, tail: 1, unsure: 0, regions }], "one for all three pages");
@@ -27,7 +27,7 @@ fn writes_to_several_pages_share_a_record() {
 
 #[test]
 fn a_record_counts_from_its_own_end_on() {
-    let mut bench = bench_with_log(15, LIMITS, [], 8);
+    let mut bench = bench(15, LIMITS, []);
     for region in 0..6 {
         bench.want(range(region, 1));
     }
@@ -44,7 +44,7 @@ fn a_record_counts_from_its_own_end_on() {
 
 #[test]
 fn a_record_of_what_was_cleared_does_not_count_for_another_page() {
-    let mut bench = bench_with_log(15, LIMITS, [], 8);
+    let mut bench = bench(15, LIMITS, []);
     let (idle, used) = (RegionNo(0), RegionNo(7));
     bench.want_all(&[range(idle.0, 1), range(used.0, 1)]);
     assert_eq!(bench.recording[0].regions, [idle, used]);
@@ -64,7 +64,7 @@ fn a_record_of_what_was_cleared_does_not_count_for_another_page() {
 
 #[test]
 fn what_was_cleared_is_told_also_when_pages_end_one_by_one_between_records() {
-    let mut bench = bench_with_log(15, LIMITS, [], 8);
+    let mut bench = bench(15, LIMITS, []);
     bench.want_all(&[range(0, 1), range(7, 1)]);
     bench.finish_all();
     bench.tracking.mark_out_of_sync(bench.regions.tracks(RegionNo(7)));
@@ -82,7 +82,7 @@ fn what_was_cleared_is_told_also_when_pages_end_one_by_one_between_records() {
 
 #[test]
 fn a_log_that_fills_up_while_pages_are_written_for_another_reason_has_room_again() {
-    let mut bench = bench_with_log(15, LIMITS, [1], 2);
+    let mut bench = bench_with_slots(15, LIMITS, [1], 2);
     while bench.graces.is_empty() {
         assert!(bench.now_ms < 1000, "nothing is cleared");
         bench.now_ms += 100;
@@ -104,7 +104,7 @@ fn a_log_that_fills_up_while_pages_are_written_for_another_reason_has_room_again
 
 #[test]
 fn a_log_that_fills_up_has_its_pages_written_beside_it() {
-    let mut bench = bench_with_log(5 * 400, Limits { hot_max: 10_000, ..LIMITS }, [], 8);
+    let mut bench = bench_with_slots(5 * 400, Limits { hot_max: 10_000, ..LIMITS }, [], 8);
     for step in 0..400 {
         bench.want_all(&[range(step * 5, 1), range((step * 5 + 1001) % 2000, 1)]);
         while !bench.recording.is_empty() {
