@@ -1,8 +1,8 @@
 //! The metadata thread of a volume: makes the writes of the intent that no host write waits for, and those that no
 //! queue has made itself. It decides nothing. It sleeps on its bell, and in the writes.
 //!
-//! Pages that are to be written at the same time are written together, with one flush; what is wanted meanwhile goes
-//! with the next record of the log (group commit).
+//! Pages that are to be written at the same time are written together, with one flush, those side by side in one write;
+//! what is wanted meanwhile goes with the next record of the log (group commit).
 
 use super::VolumeError;
 use super::desk::{Desk, Intent};
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 /// Longest sleep, in milliseconds.
 const SLEEP_MS_MAX: u64 = 10_000;
 /// Most writes that are made together. A few, so that who waits for room in the log goes on while the next are made.
-const TOGETHER: usize = 16;
+const TOGETHER: usize = 32;
 /// How often a stop looks after writes that wait for their intent.
 const ATTEND: Duration = Duration::from_millis(100);
 
@@ -135,17 +135,17 @@ impl Drop for Kept {
     }
 }
 
-/// Memory for the writes that are made together.
-fn memory() -> Result<Vec<Buffer>, VolumeError> {
-    let pool = Pool::new(TOGETHER, WRITE_BYTES_MAX)?;
-    Ok((0..TOGETHER).map_while(|_| pool.take()).collect())
+/// Memory for the writes that are made together, one behind the other.
+fn memory() -> Result<Buffer, VolumeError> {
+    let pool = Pool::new(1, TOGETHER * WRITE_BYTES_MAX)?;
+    Ok(pool.take().expect("a pool that nobody has taken from"))
 }
 
 /// Whatever the thread works with.
 struct Thread {
     desk: Arc<Desk>,
     drain: Arc<uploader::Mailbox>,
-    memory: Vec<Buffer>,
+    memory: Buffer,
     doubted: bool,
 }
 
@@ -167,13 +167,14 @@ impl Thread {
                 return desk.tell_failure();
             }
             let now = desk.now_ms();
-            let (mut grace, mut alone) = (None, false);
+            let (mut grace, mut alone, mut used) = (None, false, 0);
             while writes.len() < TOGETHER && grace.is_none() && !alone {
                 match kept.keeper.poll(now, &desk.regions, &desk.tracking) {
                     None => break,
                     Some(Op::Grace(id)) => grace = Some(id),
                     Some(Op::Write(write)) => {
-                        let extent = desk.put(&kept.keeper, write, &mut self.memory[writes.len()]);
+                        let extent = desk.put(&kept.keeper, write, &mut self.memory[used..]);
+                        used += extent.map_or(0, |extent| extent.length);
                         writes.extend(extent.map(|extent| (write, extent)));
                         // Who waits for a record does not wait for pages as well.
                         alone = matches!(write, Write::Record(_));
@@ -217,12 +218,19 @@ impl Thread {
     /// Durable when it returns.
     fn store(&self, writes: &[(Write, Extent)]) -> io::Result<()> {
         let area = &self.desk.area;
-        let mut memory =
-            writes.iter().zip(&self.memory).map(|((_, extent), memory)| (extent.offset, &memory[..extent.length]));
-        if let ([_], Some((offset, bytes))) = (writes, memory.clone().next()) {
+        let mut memory = &self.memory[..];
+        let side_by_side = writes.chunk_by(|(_, one), (_, next)| one.offset + one.length as u64 == next.offset);
+        let runs: Vec<_> = side_by_side
+            .map(|run| {
+                let (bytes, rest) = memory.split_at(run.iter().map(|(_, extent)| extent.length).sum());
+                memory = rest;
+                (run[0].1.offset, bytes)
+            })
+            .collect();
+        if let [(offset, bytes)] = runs[..] {
             return area.write(offset, bytes);
         }
-        memory.try_for_each(|(offset, bytes)| area.write_lazily(offset, bytes))?;
+        runs.into_iter().try_for_each(|(offset, bytes)| area.write_lazily(offset, bytes))?;
         area.flush()
     }
 
@@ -257,7 +265,7 @@ mod tests {
     }
 
     fn bench(suspend: bool, log_slots: u32) -> Bench {
-        let geometry = Geometry::new(3 * PAGE_SIZE, 1 << 20).expect("valid");
+        let geometry = Geometry::new(5 * PAGE_SIZE, 1 << 20).expect("valid");
         let words = |count: u64| Words::new(usize::try_from(count).expect("small")).expect("memory");
         let bitmap = || Bitmap::new(geometry.tracks(), words(Bitmap::words_for(geometry.tracks())));
         let tracking = Arc::new(Tracking::new(geometry, 1, Arc::new(Epoch::new()), [bitmap(), bitmap()]));
@@ -284,11 +292,11 @@ mod tests {
             self.kept.mail.bells[0].answer();
         }
 
-        /// Two more, to regions of other pages, that come while the first is named.
-        fn want_more_during_the_first(&self) -> [RegionRange; 2] {
+        /// Two more, to the first regions of other pages, that come while the first is named.
+        fn want_more_during_the_first(&self, pages: [u64; 2]) -> [RegionRange; 2] {
             self.want(REGION);
             assert_eq!(self.told.asked(), Asked::Record(1, vec![RegionNo(1)]));
-            let more = [1, 2].map(|page| RegionRange { start: RegionNo(page * REGIONS_PER_PAGE), count: 1 });
+            let more = pages.map(|page| RegionRange { start: RegionNo(page * REGIONS_PER_PAGE), count: 1 });
             for regions in more {
                 self.want(regions);
             }
@@ -314,41 +322,43 @@ mod tests {
         bench.kept.stop().expect("clean");
     }
 
-    #[test]
-    fn pages_that_keep_the_log_full_are_written_with_one_flush() {
+    /// Pages of the intent have to be written because the log is full, those of these regions together.
+    fn full_log(pages: [u64; 2], together: Vec<Asked>) -> Bench {
         let bench = bench(false, 2);
-        let later = bench.want_more_during_the_first();
-        let regions = later.map(|regions| regions.start).to_vec();
-        for asked in [Asked::Write(PageNo(0), 0b10), Asked::Record(2, regions)] {
+        let later = bench.want_more_during_the_first(pages);
+        let named = Asked::Record(2, later.map(|regions| regions.start).to_vec());
+        for asked in [Asked::Write(PageNo(0), vec![0b10]), named] {
             bench.told.answer(Ok(()));
             assert_eq!(bench.told.asked(), asked);
             assert!(later.iter().all(|regions| !bench.kept.regions.all_hot(*regions)), "not before they are named");
         }
-        for asked in [Asked::WriteLazily(PageNo(1), 1), Asked::WriteLazily(PageNo(2), 1), Asked::Flush] {
+        for asked in together {
             bench.told.answer(Ok(()));
             assert_eq!(bench.told.asked(), asked);
             bench.await_hot(&later);
         }
+        bench
+    }
+
+    #[test]
+    fn pages_that_keep_the_log_full_are_written_with_one_flush() {
+        let [one, other] = [1, 3].map(|page| Asked::WriteLazily(PageNo(page), vec![1]));
+        let bench = full_log([1, 3], vec![one, other, Asked::Flush]);
+        bench.told.answer(Ok(()));
+        bench.kept.stop().expect("clean");
+    }
+
+    #[test]
+    fn pages_side_by_side_are_one_write() {
+        let bench = full_log([3, 2], vec![Asked::Write(PageNo(2), vec![1, 1])]);
         bench.told.answer(Ok(()));
         bench.kept.stop().expect("clean");
     }
 
     #[test]
     fn a_flush_that_fails_is_told_like_a_write() {
-        let bench = bench(false, 2);
-        let later = bench.want_more_during_the_first();
-        let regions = later.map(|regions| regions.start).to_vec();
-        let asked = [
-            Asked::Write(PageNo(0), 0b10),
-            Asked::Record(2, regions),
-            Asked::WriteLazily(PageNo(1), 1),
-            Asked::WriteLazily(PageNo(2), 1),
-            Asked::Flush,
-        ];
-        for asked in asked {
-            bench.told.answer(Ok(()));
-            assert_eq!(bench.told.asked(), asked);
-        }
+        let [one, other] = [1, 3].map(|page| Asked::WriteLazily(PageNo(page), vec![1]));
+        let bench = full_log([1, 3], vec![one, other, Asked::Flush]);
         bench.told.answer(Err(io::Error::other("worn out")));
         assert_eq!(bench.failures.recv().expect("told"), "worn out");
         assert!(bench.kept.regions.refuses());
@@ -358,7 +368,7 @@ mod tests {
     #[test]
     fn what_comes_while_a_record_is_written_is_named_in_the_next() {
         let bench = bench(false, 4);
-        let later = bench.want_more_during_the_first();
+        let later = bench.want_more_during_the_first([1, 2]);
         bench.told.answer(Ok(()));
         assert_eq!(bench.told.asked(), Asked::Record(2, later.map(|regions| regions.start).to_vec()));
         assert!(later.iter().all(|regions| !bench.kept.regions.all_hot(*regions)), "not before it is durable");

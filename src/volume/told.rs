@@ -14,11 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock, Mutex};
 
-/// What was asked for: a page and its first word, to be durable at once or with the flush; a record and its regions.
+/// What was asked for: pages, the first one's number and of each the first word, to be durable at once or with the
+/// flush; a record and its regions.
 #[derive(Debug, PartialEq)]
 pub enum Asked {
-    Write(PageNo, u64),
-    WriteLazily(PageNo, u64),
+    Write(PageNo, Vec<u64>),
+    WriteLazily(PageNo, Vec<u64>),
     Flush,
     Record(u64, Vec<RegionNo>),
 }
@@ -48,11 +49,11 @@ impl Told {
     }
 
     /// What lies at this offset, if it is asked for.
-    fn question(&self, offset: u64, bytes: &[u8], page: fn(PageNo, u64) -> Asked) -> Option<Asked> {
+    fn question(&self, offset: u64, bytes: &[u8], page: fn(PageNo, Vec<u64>) -> Asked) -> Option<Asked> {
         let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let page_no = PageNo(offset.checked_sub(self.layout.intent_offset)? / 4096);
         if page_no.0 < self.layout.intent_pages {
-            return Some(page(page_no, number(32)));
+            return Some(page(page_no, (0..bytes.len() / 4096).map(|page| number(page * 4096 + 32)).collect()));
         }
         let count = usize::from(u16::from_le_bytes([bytes[40], bytes[41]]));
         let used = 48 + 8 * count;
