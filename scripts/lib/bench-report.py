@@ -12,7 +12,7 @@ import sys
 from collections import defaultdict
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from bench_cost import INTENT, LATENCY, Intent, crash_bars, crash_table, intent_table, open_bars, open_table  # noqa: E402
+from bench_cost import INTENT_WORDS, LATENCY_WORDS, Intent, crash_bars, crash_table, intent_table, open_bars, open_table  # noqa: E402
 from bench_figures import median, number, paired, rounded, spread, with_spread  # noqa: E402
 from bench_plot import plot  # noqa: E402
 
@@ -154,7 +154,7 @@ def machine_lines(machine, host, end):
                                        f" where measured, {' '.join(load)} at the end",
         "Versions": ", ".join(str(machine[name]) for name in ("farpoint", "rublk", "fio")) + (
             f", {host['qemu']}" if host.get("qemu") else ""),
-        "Devices": f"ram disks (brd) of {machine['ram_disk_mib']} MiB; {machine['queues']} queue(s) of depth {machine['depth']}"
+        "Devices": f"ram disks (brd) of {machine['ram_disk_mib']} MiB, null_blk for the latency part; {machine['queues']} queue(s) of depth {machine['depth']}"
                    f" for rublk and farpoint; {machine['affinity']}",
         "Runs": f"{machine['rounds']} rounds of {machine['seconds']} s after {machine['ramp']} s,"
                 f" {end.get('seconds', 0) / 60:.0f} minutes in all",
@@ -208,7 +208,7 @@ def main():
     bars += open_bars(kinds["open"]) + crash_bars(kinds["crash"])
     machine, end = kinds["machine"][0], (kinds["end"] or [{}])[0]
     table = (io_table(rows) + increments_lines(kinds["io"]) if rows else [])
-    table += intent_table(INTENT, intent_rows, SYSTEMS) + intent_table(LATENCY, latency_rows, SYSTEMS)
+    table += intent_table(INTENT_WORDS, intent_rows, SYSTEMS) + intent_table(LATENCY_WORDS, latency_rows, SYSTEMS)
     table += other_tables(holds, drains) + open_table(kinds["open"]) + crash_table(kinds["crash"]) + bar_table(bars)
     text = "\n".join(table + machine_lines(machine, host, end)) + "\n"
     print(text)

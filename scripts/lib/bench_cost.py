@@ -62,10 +62,10 @@ def judged(bars):
     return [(what, figure, figure >= bar) for what, figure, bar in bars if figure is not None]
 
 
-INTENT = ("Intent: writes to regions that have to be marked on media first (cold), and to those that are marked (hot). A turn runs the "
-          "sequential two twice, as two rounds; of their ratios the geometric mean counts.")
-LATENCY = ("Latency: the random two again on disks that take a millisecond for each request, however many are under way (null_blk), all "
-           "of them alike. A cold write waits for one of the metadata before its own.")
+INTENT_WORDS = """Intent: writes to regions that have to be marked on media first (cold), and to those that are marked (hot). A turn
+runs the sequential two twice, as two rounds; of their ratios the geometric mean counts."""
+LATENCY_WORDS = """Latency: the random two again, 16,384 writes each, on disks that take a millisecond for each read and write, however
+many are under way, and need no flush (null_blk), all of them alike. A cold write waits for one of the metadata before its own."""
 
 
 def intent_table(words, rows, names):

@@ -19,7 +19,7 @@ PRIMARY, SECONDARY = "/dev/ram0", "/dev/ram1"
 HEADS = "/dev/ram2", "/dev/ram3"
 METADATA = "/dev/ram4", "/dev/ram5"
 DISKS = (PRIMARY, SECONDARY, *HEADS, *METADATA)
-# As many that take so long for each request, for the latency part.
+# As many that take so long for each read and write, for the latency part.
 SLOW_DISKS = [f"/dev/nullb{number}" for number in range(len(DISKS))]
 SLOW_NS = 1_000_000
 

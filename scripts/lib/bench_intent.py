@@ -22,8 +22,8 @@ HOT_RANDOM, COLD_RANDOM = "randwrite-4k-qd32-hot", "randwrite-4k-qd32-cold"
 SEQUENTIAL = "seqwrite-128k-qd8-hot", "seqwrite-128k-qd8-cold"
 # Where the second cold sequential run begins; the first ends long before.
 OFFSET_AGAIN = "75%"
-# Of the cold random writes, those that met a region for the first time: chance makes it about 0.98.
-COLD_SHARE_MIN = 0.95
+# Of the random writes, those that met a region for the first time: of cold ones chance makes it about 0.98.
+COLD_SHARE_MIN, HOT_SHARE_MAX = 0.95, 0.05
 VOLUME = "intent"
 # Fewer cold writes on slow disks: md makes 700 a second there.
 SLOW_IOS = 16384
@@ -80,13 +80,14 @@ def make(bench, part, system, devices):
     if system == "md":
         return Md(*devices, HEAD_MIB)
     if system == "drbd":
-        return Drbd(*devices, part.metadata)
+        return Drbd(*devices, part.metadata, bench.options.mib)
     return Farpoint(bench, devices, part.metadata[0], system == "tracking")
 
 
 def runs(profiles):
-    """What a turn runs: a pass, a profile, and what takes the place of the profile's own settings. All profiles in their order; then the sequential two again, the other way
-    round and the cold one on other regions, so that what changes while they run, on a machine that is busy, is on both sides."""
+    """What a turn runs: a pass, a profile, and what takes the place of the profile's own settings. All profiles in their order;
+    then the sequential two again, the other way round and the cold one on other regions, so that what changes while they run, on
+    a machine that is busy, is on both sides."""
     again = [profile for profile in reversed(profiles) if profile in SEQUENTIAL]
     return [(0, profile, {}) for profile in profiles] + [(1, profile, {"offset": OFFSET_AGAIN}) for profile in again]
 
@@ -109,8 +110,8 @@ def turn(bench, part, number, system, devices):
             before = made.marks()
             figures = run_fio(bench, profile, made.device, made.pids, **given)
             marked = made.marks() - before
-            if profile == COLD_RANDOM and system != "rublk":
-                check_cold(system, marked, figures["ios"])
+            if system != "rublk":
+                check_marked(system, profile, marked, figures["ios"])
             bench.sample(part.kind, round=PASSES * number + nth, system=system, profile=profile, marked=marked, **figures)
             bench.say(f"round {number + 1} of {bench.options.rounds}  {profile:24} {system:10} {figures['iops']:9.0f} IOPS"
                       f"  {marked} regions marked")
@@ -118,9 +119,9 @@ def turn(bench, part, number, system, devices):
         made.close()
 
 
-def check_cold(system, marked, writes):
-    if marked < COLD_SHARE_MIN * writes:
-        raise RuntimeError(f"{system}: {writes} cold writes marked only {marked} regions, so they were not cold")
+def check_marked(system, profile, marked, writes):
+    if profile == COLD_RANDOM and marked < COLD_SHARE_MIN * writes or profile == HOT_RANDOM and marked > HOT_SHARE_MAX * writes:
+        raise RuntimeError(f"{system}: {writes} writes of {profile} marked {marked} regions, so they were not what they should be")
 
 
 def measure(bench, part):
@@ -144,5 +145,7 @@ def measure_intent(bench):
 
 def measure_latency(bench):
     profiles = [profile for profile in bench.options.profiles if profile in (HOT_RANDOM, COLD_RANDOM)]
+    if not profiles:
+        return
     with slow_disks():
         measure(bench, Part("latency", profiles, SLOW_DISKS[2:4], SLOW_DISKS[:2], SLOW_DISKS[4:]))

@@ -64,7 +64,7 @@ class Drbd:
     device, pids = "/dev/drbd0", []
     PORTS = 7700, 7701
 
-    def __init__(self, primary, secondary, metadata):
+    def __init__(self, primary, secondary, metadata, mib):
         load_module("drbd")
         os.makedirs("/run/lock/drbd", exist_ok=True)
         with open("/sys/module/drbd/parameters/proc_details", "w", encoding="ascii") as file:
@@ -72,7 +72,7 @@ class Drbd:
         # The tools of the version that the kernel has stand apart from those of version 9.
         self.setup = glob.glob("/*/lib/drbd/drbdsetup-84")[0]
         for number, (device, place) in enumerate(zip((primary, secondary), metadata)):
-            run("blkdiscard", "--zeroout", place)
+            run("blkdiscard", "--zeroout", f"--length={mib}MiB", place)
             run("drbdmeta", "--force", str(number), "v08", place, "0", "create-md", quiet=True)
             run(self.setup, "new-resource", f"r{number}")
             run(self.setup, "new-minor", f"r{number}", str(number), "0")

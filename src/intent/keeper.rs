@@ -334,7 +334,7 @@ impl Keeper {
         Some(Op::Grace(self.graces))
     }
 
-    /// The record to be written that host writes wait for next. For whoever has such a host write in hand and would
+    /// Begins the record that host writes wait for next. For whoever has such a host write in hand and would
     /// otherwise have to wake somebody; the rest is [`Self::poll`]'s.
     pub fn poll_waited(&mut self) -> Option<u64> {
         let is_next = !self.figures.failed && self.log.has_room() && !self.wanted.is_empty();

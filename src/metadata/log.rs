@@ -19,7 +19,8 @@
 //! never written, is out of date, or is a record that a power cut has torn, which nobody had gone by yet. Since several
 //! are under way at a time, one before the newest may not have come there either: of as many as the newest says,
 //! directly before it, and if a copy of what was in its slot before is still there, whole. If any other that counts
-//! cannot be read, every region is taken for hot (H5).
+//! cannot be read, every region is taken for hot (H5): one that has rotted, or of which a power cut has torn both
+//! copies, each somewhere in the middle.
 
 pub use super::layout::RECORD_BYTES;
 use super::layout::{Layout, PAGE_BYTES};

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 /// Longest sleep, in milliseconds.
 const SLEEP_MS_MAX: u64 = 10_000;
-/// Most writes that are made together. A few, so that who waits for room in the log goes on while the next are made.
+/// Most writes that are made together; not too many, so that whoever waits for room in the log goes on meanwhile.
 const TOGETHER: usize = 32;
 /// How often a stop looks after writes that wait for their intent.
 const ATTEND: Duration = Duration::from_millis(100);
@@ -215,23 +215,25 @@ impl Thread {
         self.desk.ring(wakes);
     }
 
-    /// Durable when it returns.
+    /// Durable when it returns. The memory holds these writes in their order.
     fn store(&self, writes: &[(Write, Extent)]) -> io::Result<()> {
         let area = &self.desk.area;
         let mut memory = &self.memory[..];
         let side_by_side = writes.chunk_by(|(_, one), (_, next)| one.offset + one.length as u64 == next.offset);
-        let runs: Vec<_> = side_by_side
+        let mut runs = side_by_side
             .map(|run| {
                 let (bytes, rest) = memory.split_at(run.iter().map(|(_, extent)| extent.length).sum());
                 memory = rest;
                 (run[0].1.offset, bytes)
             })
-            .collect();
-        if let [(offset, bytes)] = runs[..] {
-            return area.write(offset, bytes);
+            .peekable();
+        match (runs.next(), runs.peek()) {
+            (Some((offset, bytes)), None) => area.write(offset, bytes),
+            (first, _) => {
+                first.into_iter().chain(runs).try_for_each(|(offset, bytes)| area.write_lazily(offset, bytes))?;
+                area.flush()
+            }
         }
-        runs.into_iter().try_for_each(|(offset, bytes)| area.write_lazily(offset, bytes))?;
-        area.flush()
     }
 
     fn say_doubt(&mut self) {

@@ -78,7 +78,7 @@ fn a_record_is_read_from_either_copy_and_one_that_is_lost_makes_everything_hot()
             assert_eq!((found.hot, found.logged), (recovery.hot.clone(), recovery.logged.clone()));
         }
     }
-    // Both copies of a record that is not the newest: no power cut does that.
+    // Both copies of a record that is not the newest.
     let mut content = life.disk.content();
     content[offset(newest - 1, 0)..][..8192].fill(0xaa);
     let (_, found) = start(content).expect("whole");
@@ -88,7 +88,20 @@ fn a_record_is_read_from_either_copy_and_one_that_is_lost_makes_everything_hot()
     let disk = Arc::new(Disk::new(life.disk.content()));
     let media = Media::open(Path::new("/metadata"), disk.clone()).expect("whole");
     let last = Record { number: newest + 1, tail: newest - 1, unsure: 1, regions: vec![RegionNo(2)] };
+    // What was in the slot of the one before the newest before.
+    let older = Record { number: newest - 4, tail: newest - 4, unsure: 0, regions: vec![RegionNo(50)] };
+    let before = Arc::new(Disk::new(life.disk.content()));
+    write_record(&Media::open(Path::new("/metadata"), before.clone()).expect("whole"), &older).expect("written");
+    let before = before.content();
     write_record(&media, &last).expect("written");
+    for torn in 0..=1 {
+        let mut content = disk.content();
+        content[offset(newest, torn)..][..4096].fill(0xaa);
+        content[offset(newest, 1 - torn)..][..4096].copy_from_slice(&before[offset(newest, 1 - torn)..][..4096]);
+        let (_, found) = start(content).expect("whole");
+        assert_eq!((found.logged.damaged, found.logged.lost), (false, 1));
+        assert!(!found.logged.regions.contains(&RegionNo(50)), "it is out of date");
+    }
     for (record, copies, is_lost) in
         [(newest, [0, 0], true), (newest, [0xaa, 0], true), (newest, [0xaa, 0xaa], false), (newest - 1, [0, 0], false)]
     {
