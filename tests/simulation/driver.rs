@@ -9,7 +9,7 @@ use crate::world::{Volume, World};
 use farpoint::increment::AbortReason;
 use farpoint::intent::{self, RegionNo};
 use farpoint::uploader::{ImageNo, Message, Op, Report};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -47,6 +47,8 @@ pub struct Driver {
     /// Per track, images sent for the present cut; and whether an error has excused more than one.
     images_sent: Vec<u8>,
     excused: bool,
+    /// Per image, the cut that it belongs to.
+    image_cuts: BTreeMap<ImageNo, u64>,
     cut: Option<u64>,
     /// A content that the cut needs could not be read or kept.
     pub image_lost: bool,
@@ -73,6 +75,7 @@ impl Driver {
             spins: 0,
             images_sent: vec![0; tracks],
             excused: false,
+            image_cuts: BTreeMap::new(),
             cut: None,
             image_lost: false,
             secondary_errors: 0,
@@ -175,7 +178,10 @@ impl World {
             self.note(Note::Drain(index, message));
             let volume = &mut self.volumes[index];
             match message {
-                Message::Image { image, track, cut } => volume.drain.add_image(&volume.tracking, image, track, cut),
+                Message::Image { image, track, cut } => {
+                    volume.driver.image_cuts.insert(image, cut);
+                    volume.drain.add_image(&volume.tracking, image, track, cut);
+                }
                 Message::ImageLost { cut } => volume.drain.image_lost(&volume.tracking, cut),
                 Message::GivenBack { track, since_ms, cut } => {
                     volume.drain.given_back(&volume.tracking, track, since_ms, cut);
@@ -252,7 +258,9 @@ impl World {
         }
         let volume = &mut self.volumes[index];
         let cut = volume.tracking.cut();
-        if !volume.driver.image_sent(cut, crate::devices::index(track.0)) {
+        // One of a cut that was aborted may still have to go, before whatever is newer of its track (H14).
+        let of_this_cut = volume.driver.image_cuts.get(&image).copied() == cut;
+        if of_this_cut && !volume.driver.image_sent(cut, crate::devices::index(track.0)) {
             self.breach("R40", format!("a second image of track {index}:{track} in cut {cut:?}"));
         }
         self.send_image(index, image, track);
