@@ -54,7 +54,7 @@ pub enum Bug {
     RecordWrittenOver,
     /// A record stops counting when the last page that it stands in for is submitted, not when it is durable.
     RecordLetGoEarly,
-    /// A durable record of the log is taken for the end of those before it as well.
+    /// A durable record of the log is taken for the end of the others under way as well.
     RecordEndsOthers,
     /// A record of the log does not say that others before it are under way.
     RecordGapUntold,

@@ -28,8 +28,9 @@ VOLUME = "intent"
 # Fewer cold writes on slow disks: md makes 700 a second there.
 SLOW_IOS = 16384
 
-# A part of the bench: the name of its samples, its profiles, and the disks for heads, bodies and metadata.
-Part = namedtuple("Part", "kind profiles heads bodies metadata")
+# A part of the bench: the name of its samples, its profiles, the disks for heads, bodies and metadata, and what takes the place of
+# the profiles' own settings.
+Part = namedtuple("Part", "kind profiles heads bodies metadata given")
 
 
 class Farpoint:
@@ -101,8 +102,7 @@ def turn(bench, part, number, system, devices):
         if bench.options.pin and made.pids:
             pin(made.device)
         for nth, profile, given in runs(part.profiles):
-            if part.kind == "latency":
-                given["number_ios"] = SLOW_IOS
+            given.update(part.given)
             if profile == HOT_RANDOM:
                 # The same writes once before: they mark the regions.
                 run_fio(bench, profile, made.device, made.pids, **given)
@@ -140,7 +140,7 @@ def measure(bench, part):
 
 
 def measure_intent(bench):
-    measure(bench, Part("intent", list(filter(is_of_intent, bench.options.profiles)), HEADS, (PRIMARY, SECONDARY), METADATA))
+    measure(bench, Part("intent", list(filter(is_of_intent, bench.options.profiles)), HEADS, (PRIMARY, SECONDARY), METADATA, {}))
 
 
 def measure_latency(bench):
@@ -148,4 +148,4 @@ def measure_latency(bench):
     if not profiles:
         return
     with slow_disks():
-        measure(bench, Part("latency", profiles, SLOW_DISKS[2:4], SLOW_DISKS[:2], SLOW_DISKS[4:]))
+        measure(bench, Part("latency", profiles, SLOW_DISKS[2:4], SLOW_DISKS[:2], SLOW_DISKS[4:], {"number_ios": SLOW_IOS}))

@@ -297,10 +297,10 @@ fn turn(bell: &Doorbell, handler: &mut impl Handler, io: &mut UblkIo) -> Result<
     let shared = io.shared;
     let mut stopping = false;
     loop {
-        // The bell's poll is always under way and refers to no memory. An intent write that may never be answered is
-        // left: what waited for it is given up.
+        // The bell's poll is always under way and refers to no memory. Intent writes that may never be answered are
+        // left at the end: what waited for them is given up.
         let handing_over = shared.handing_over.load(Relaxed);
-        let left = io.intent.hopeless();
+        let left = if stopping || handing_over { io.intent.hopeless() } else { 0 };
         let idle = io.own <= 1 + left;
         if idle && stopping && io.at_kernel == 0 {
             if left > 0 {
